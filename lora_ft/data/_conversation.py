@@ -1,0 +1,62 @@
+"""Checks that the conversation formats share."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """A column's text; raises ValueError when it is missing, empty or not text."""
+    value = row.get(column)
+    if value is None:
+        raise ValueError(f"column {column!r} is missing; found: {', '.join(row)}")
+    if not isinstance(value, str):
+        raise ValueError(f"column {column!r} must be text, got {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"column {column!r} is empty")
+    return value
+
+
+def as_object(value: Any, column: str) -> Any:
+    """A list or object that may have been stored as JSON text (CSV and Parquet files do)."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"column {column!r} is text but not JSON: {error}") from error
+
+
+def check_messages(messages: Any) -> list[dict[str, Any]]:
+    """Messages with known roles and usable content; raises ValueError with the turn's number."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'messages' must be a list of at least one message")
+    checked = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"turn {number} must be an object, got {type(message).__name__}")
+        role = message.get("role")
+        if role not in ROLES:
+            raise ValueError(f"turn {number} has the unknown role {role!r}; known: {', '.join(ROLES)}")
+        content = _content(message, number)
+        calls = message.get("tool_calls")
+        if role == "assistant" and not calls and not content.strip():
+            raise ValueError(f"turn {number}: the assistant's answer is empty")
+        keep = {k: v for k, v in message.items() if v is not None and k != "content"}
+        checked.append({**keep, "role": role, "content": content})
+    return checked
+
+
+def _content(message: Mapping[str, Any], number: int) -> str:
+    content = message.get("content")
+    if content is None:
+        content = ""
+    if isinstance(content, list):  # [{"type": "text", "text": ...}]
+        if not all(isinstance(p, Mapping) and p.get("type", "text") == "text" for p in content):
+            raise ValueError(f"turn {number}: only text parts can be trained on with this task")
+        content = "".join(str(p.get("text", "")) for p in content)
+    if not isinstance(content, str):
+        raise ValueError(f"turn {number}: content must be text, got {type(content).__name__}")
+    return content

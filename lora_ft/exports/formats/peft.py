@@ -1,0 +1,43 @@
+"""The adapter alone, in PEFT's layout: adapter_model.safetensors and adapter_config.json."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from lora_ft.errors import ArtifactError
+from lora_ft.exports.publish import differences
+from lora_ft.records import Artifact, Probe
+from lora_ft.registry import EXPORTS
+
+
+class PeftFormat:
+    """What stock `PeftModel.from_pretrained` loads."""
+
+    name = "peft"
+    description = "The adapter alone, as stock PeftModel.from_pretrained loads it, with the tokenizer."
+    full_precision = False
+
+    def write(self, artifact: Artifact, folder: Path) -> None:
+        """Adapter and tokenizer; the config names the base as the recipe does."""
+        for config in artifact.model.peft_config.values():
+            config.base_model_name_or_path = artifact.base
+        artifact.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        artifact.processor.save_pretrained(str(folder))
+
+    def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
+        """Stock PEFT, a fresh base, and the same outputs to the last bit of float32 summation."""
+        model = PeftModel.from_pretrained(artifact.load_base(), str(folder)).eval()
+        figures = differences(model, probes)
+        dtype = next(iter(model.parameters())).dtype
+        limit = 1e-4 if dtype == torch.float32 else 1e-2
+        if figures["max_difference"] > limit:
+            raise ArtifactError(
+                f"the adapter read back differs by {figures['max_difference']:.1e} (allowed {limit:.0e})",
+                where=str(folder),
+            )
+        return figures
+
+
+EXPORTS.register(PeftFormat())

@@ -1,0 +1,112 @@
+"""Publish an artifact only after it was read back from disk and gave the same answers."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_ft.errors import ArtifactError, ResourceError, UsageError
+from lora_ft.records import Artifact, Probe
+from lora_ft.registry import ExportFormat
+
+
+def probe(model: Any, inputs: Sequence[Mapping[str, Any]]) -> list[Probe]:
+    """Answers of the base and of the adapter on it for each input.
+
+    Raises:
+        ArtifactError: the adapter gives numbers that are not finite, or changes nothing at all.
+    """
+    probes = []
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for one in inputs:
+            tensors = {k: torch.as_tensor(v)[None].to(device) for k, v in one.items()}
+            adapted = model(**tensors).logits.float().cpu()
+            with model.disable_adapter():
+                base = model(**tensors).logits.float().cpu()
+            probes.append(Probe({k: v.cpu() for k, v in tensors.items()}, base, adapted))
+    if not all(bool(p.adapted.isfinite().all()) for p in probes):
+        raise ArtifactError("the adapter gives NaN or infinite outputs", fix="go back to an earlier checkpoint")
+    if probes and all(torch.equal(p.base, p.adapted) for p in probes):
+        raise ArtifactError("the adapter changes nothing: base and adapter give the same outputs")
+    return probes
+
+
+def differences(model: Any, probes: Sequence[Probe]) -> dict[str, float]:
+    """How far a model that was read back is from the adapter on its base.
+
+    Returns:
+        max_difference: largest absolute difference of a logit.
+        top1_agreement: share of positions with the same first choice.
+        update_kept: 1 - distance to the adapted outputs / distance of base and adapted outputs (L2 over all logits).
+    """
+    device = next(model.parameters()).device
+    largest, same, positions, off, moved = 0.0, 0, 0, 0.0, 0.0
+    with torch.inference_mode():
+        for p in probes:
+            got = model(**{k: v.to(device) for k, v in p.inputs.items()}).logits.float().cpu()
+            if got.shape != p.adapted.shape:
+                raise ArtifactError(f"outputs have shape {tuple(got.shape)}, expected {tuple(p.adapted.shape)}")
+            largest = max(largest, float((got - p.adapted).abs().max()))
+            same += int((got.argmax(-1) == p.adapted.argmax(-1)).sum())
+            positions += got[..., 0].numel()
+            off += float((got - p.adapted).double().square().sum())
+            moved += float((p.base - p.adapted).double().square().sum())
+    return {
+        "max_difference": largest,
+        "top1_agreement": same / max(1, positions),
+        "update_kept": 1.0 - (off / max(moved, 1e-30)) ** 0.5,
+    }
+
+
+def publish(
+    artifact: Artifact,
+    target: Path,
+    export: ExportFormat,
+    probes: Sequence[Probe],
+    finish: Callable[[Path, Mapping[str, float]], None],
+) -> dict[str, float]:
+    """Write `artifact` to a folder beside `target`, verify it there, and rename it to `target`.
+
+    Args:
+        artifact: used up by formats that merge.
+        target: must not exist, or be an empty folder.
+        export: the format.
+        probes: what the artifact must reproduce.
+        finish: adds what is not the format's own, such as the model card; gets the folder and the figures.
+
+    Raises:
+        UsageError: the target is in use.
+        ArtifactError: what was read back differs; nothing is left on disk.
+    """
+    check_target(target)
+    staged = _stage(target)
+    try:
+        export.write(artifact, staged)
+        figures = export.verify(artifact, staged, probes)
+        finish(staged, figures)
+        if target.exists():
+            target.rmdir()
+        staged.rename(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return figures
+
+
+def check_target(target: Path) -> None:
+    """Refuse a target that holds something."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError("the output directory is in use", where=str(target), fix="--out ANOTHER_DIR")
+
+
+def _stage(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    except OSError as error:
+        raise ResourceError(f"the output directory cannot be written: {error.strerror}", where=str(target)) from error
+    folder.chmod(0o755)
+    return folder

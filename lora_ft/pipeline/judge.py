@@ -1,0 +1,72 @@
+"""Held-out metrics and written answers, of the base or of the adapter on it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lora_ft import runs
+from lora_ft.evaluate import evaluate
+from lora_ft.recipe import Recipe
+from lora_ft.records import Example, Judgement, Listener, LossSum, Prediction, PredictOptions, Sample
+from lora_ft.registry import Task
+from lora_ft.training.batching import by_length
+
+# Padding included. On a CPU more tokens at once gain nothing and cost cache; on a GPU fewer leave it idle.
+MICRO_BATCH_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}
+
+
+def token_budget(recipe: Recipe, model: Any) -> int:
+    """Tokens computed at once, padding included."""
+    kind = next(model.parameters()).device.type
+    return recipe.train.tokens_per_micro_batch or MICRO_BATCH_TOKENS.get(kind, 1024)
+
+
+class Judge:
+    """Judges one model with one set of held-out rows.
+
+    Args:
+        task: says how.
+        model: PeftModel.
+        processor: tokenizer or processor.
+        loss: model, batch -> LossSum.
+        listener: hears of progress.
+    """
+
+    def __init__(
+        self, task: Task, model: Any, processor: Any, loss: Callable[[Any, Any], LossSum], listener: Listener
+    ) -> None:
+        self.task, self.model, self.processor, self.loss, self.listener = task, model, processor, loss, listener
+
+    def side(self, base: bool) -> Any:
+        """A context in which the model is the base, or the adapter on it."""
+        return self.model.disable_adapter() if base else nullcontext()
+
+    def held_out(self, samples: Sequence[Sample], budget: int, what: str) -> Callable[[], dict[str, float]]:
+        """A function that gives the streaming metrics of the model as it is then."""
+        groups = [[samples[i] for i in g] for g in by_length([s.length for s in samples], budget)]
+        collate = partial(self.task.collate, processor=self.processor)
+        return partial(evaluate, self.model, groups, collate, self.loss, partial(self.listener.progress, what))
+
+    def answers(
+        self, examples: Sequence[Example], options: PredictOptions, what: str
+    ) -> tuple[list[Prediction], Judgement]:
+        """Answers to all examples, in order, and how good they are."""
+        predictions: list[Prediction] = []
+        for p in self.task.predict(self.model, self.processor, examples, options):
+            predictions.append(p)
+            self.listener.progress(what, len(predictions), len(examples))
+        return predictions, self.task.judge(predictions)
+
+
+def answer_rows(predictions: Sequence[Prediction], right: Sequence[bool] = ()) -> list[dict[str, Any]]:
+    """Predictions as rows for a file, with the verdict where there is one."""
+    rows = [{"where": p.where, "input": p.input, "output": p.output, "reference": p.reference} for p in predictions]
+    return [{**r, "right": ok} for r, ok in zip(rows, right, strict=True)] if right else rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines."""
+    runs.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))

@@ -1,0 +1,224 @@
+"""What flows between the stages: frozen records, and nothing that needs torch at import time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Batch = dict[str, Any]  # name -> tensor, ready for the model; "labels" is always there
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row in the canonical form that all formats share, before a task encodes it.
+
+    Attributes:
+        fields: for language data `messages` (+ `tools`), or `prompt` and `completion`, or `text`.
+        where: file and line or row, for messages to the user.
+    """
+
+    fields: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One encoded training sample.
+
+    Attributes:
+        inputs: name -> list of numbers of this sample, not padded.
+        length: its cost in tokens.
+        labelled: number of positions that carry a label.
+        where: the row it came from.
+    """
+
+    inputs: Mapping[str, Sequence[int]]
+    length: int
+    labelled: int
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a task made of one example: its samples, and what happened to it ("" when nothing did)."""
+
+    samples: tuple[Sample, ...]
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How rows become tokens.
+
+    Attributes:
+        max_length: tokens per sample.
+        overlong: what happens to a longer row: drop, truncate_prompt or error.
+        system_prompt: put before conversations that have none.
+        template: auto (the tokenizer's chat template when it has one) or none (raw text).
+    """
+
+    max_length: int = 2048
+    overlong: str = "drop"
+    system_prompt: str | None = None
+    template: str = "auto"
+
+
+class LossSum(NamedTuple):
+    """Loss as a sum over `count` labelled positions, so that micro-batches and ranks simply add.
+
+    Attributes:
+        total: differentiable sum.
+        count: labelled positions.
+        hits: further sums over the same positions, by metric name; they are meaningful without gradients only.
+    """
+
+    total: Tensor
+    count: int
+    hits: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Output of a model for one example, beside what was wanted."""
+
+    where: str
+    input: str
+    output: str
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How answers are written.
+
+    Attributes:
+        max_new_tokens: most tokens in an answer.
+        batch_size: answers written at once.
+        encode: as in training, so that the model sees the same kind of prompt.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+    encode: EncodeOptions
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Metrics over a set of predictions, and for each row whether it is right."""
+
+    metrics: dict[str, float]
+    right: list[bool]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What was read and what became of it; printed before training."""
+
+    source: str
+    format: str
+    rows: int
+    samples: int
+    tokens: int
+    labelled_tokens: int
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    sample_shown: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training will do, known before the first step."""
+
+    steps: int
+    epochs: float
+    batch_size: int
+    rows: int
+    tokens_per_epoch: int
+    trainable_parameters: int
+    total_parameters: int
+    fast_path: str
+
+
+class Listener(Protocol):
+    """Hears of a run while it goes on; the terminal display is one."""
+
+    def note(self, text: str) -> None:
+        """Something a user should know."""
+
+    def warn(self, text: str) -> None:
+        """Something a user should act on."""
+
+    def start(self, plan: Plan) -> None:
+        """Training begins."""
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One optimizer step is done: step, loss, lr, tokens_per_s, memory_bytes, ..."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A long stage other than training, such as an evaluation, moves on."""
+
+    def finish(self) -> None:
+        """Training is over, however it ended."""
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""
+
+    def warn(self, text: str) -> None:
+        """Ignore."""
+
+    def start(self, plan: Plan) -> None:
+        """Ignore."""
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Ignore."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Ignore."""
+
+    def finish(self) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One input on which artifacts are compared, with what the base and the adapter on it answer.
+
+    Attributes:
+        inputs: arguments of the model's forward.
+        base: its logits without the adapter.
+        adapted: its logits with the adapter.
+    """
+
+    inputs: Mapping[str, Tensor]
+    base: Tensor
+    adapted: Tensor
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A trained adapter on its base, ready to be exported. Exporting may use up `model`.
+
+    Attributes:
+        model: the PeftModel on its base.
+        processor: the tokenizer or processor.
+        base: the base model as the recipe names it.
+        auto_class: Transformers' auto class of the base.
+        stored_dtype: name of the dtype in which the base's own files are.
+        generation: settings that its generation config needs.
+        load_base: loads the plain base once more, in the dtype of `model`.
+    """
+
+    model: Any
+    processor: Any
+    base: str
+    auto_class: str
+    stored_dtype: str
+    generation: Mapping[str, Any]
+    load_base: Callable[[], Any]

@@ -1,0 +1,169 @@
+"""The axes of the project, declared empty. The files of an axis register themselves; plug-ins use the same door."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from .errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .records import (
+        Artifact,
+        Batch,
+        Encoded,
+        EncodeOptions,
+        Example,
+        Judgement,
+        LossSum,
+        Prediction,
+        PredictOptions,
+        Probe,
+        Sample,
+    )
+
+
+class Named(Protocol):
+    """Anything that can be listed."""
+
+    name: str
+    description: str
+
+
+class DataFormat(Named, Protocol):
+    """A layout of rows.
+
+    Attributes:
+        required: the columns it cannot do without.
+        answer: the one of them that holds what is to be learnt, which rows for prediction may lack.
+    """
+
+    required: tuple[str, ...]
+    answer: str | None
+
+    def matches(self, columns: frozenset[str], first_rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether these rows are in this format."""
+
+    def to_example(self, row: Mapping[str, Any], answered: bool) -> dict[str, Any]:
+        """Canonical fields of one row; raises ValueError with what is wrong with it.
+
+        Args:
+            row: values by column.
+            answered: whether the answer must be there (training) or may be missing (prediction).
+        """
+
+
+class Task(Named, Protocol):
+    """A kind of problem: how examples become batches, what the loss is, how answers are judged."""
+
+    auto_class: str  # Transformers' auto class that loads the model with the right head
+    peft_task_type: str | None
+
+    def check_processor(self, processor: Any) -> list[str]:
+        """Notes about this tokenizer or processor that a user should read; raises when it cannot serve."""
+
+    def encoder(self, processor: Any, options: EncodeOptions) -> Callable[[Example], Encoded]:
+        """A function from an example to its samples; raises ValueError for a row it cannot encode."""
+
+    def show(self, sample: Sample, processor: Any) -> str:
+        """One sample as text with the supervised part marked."""
+
+    def collate(self, samples: Sequence[Sample], processor: Any) -> Batch:
+        """Samples -> padded tensors."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        """The plain path: the model's own loss."""
+
+    def fast_loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        """The same value in less time and memory, or raises AdapterError with the reason why it cannot."""
+
+    def predict(
+        self, model: nn.Module, processor: Any, examples: Iterable[Example], options: PredictOptions
+    ) -> Iterator[Prediction]:
+        """Outputs for examples, in their order."""
+
+    def judge(self, predictions: Sequence[Prediction]) -> Judgement:
+        """Metrics over predictions that have references."""
+
+    def reference_lengths(self, processor: Any, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each answer that could be generated and judged; empty when nothing can."""
+
+    def generation_defaults(self, model: nn.Module, processor: Any) -> dict[str, Any]:
+        """Settings that the model's generation config needs to work as trained, such as where an answer ends."""
+
+
+class Quantizer(Named, Protocol):
+    """A way to load a base model in fewer bits."""
+
+    def load_arguments(self, compute_dtype: Any) -> dict[str, Any]:
+        """Arguments for Transformers' `from_pretrained`; raises when a package is missing."""
+
+
+class ExportFormat(Named, Protocol):
+    """A form in which a trained adapter leaves the project.
+
+    Attributes:
+        full_precision: whether it needs the base's own weights even if training quantised them.
+    """
+
+    full_precision: bool
+
+    def write(self, artifact: Artifact, folder: Path) -> None:
+        """Write into an empty folder."""
+
+    def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
+        """Read back from disk and compare with the probes; raises ArtifactError when it differs."""
+
+
+T = TypeVar("T", bound=Named)
+
+
+class Registry(Generic[T]):
+    """Named entries of one axis, found in the axis's folder and in entry points of `lora_ft.<axis>`."""
+
+    def __init__(self, axis: str, package: str) -> None:
+        self.axis, self.package = axis, package
+        self._entries: dict[str, T] = {}
+        self._discovered = False
+
+    def register(self, entry: T) -> T:
+        """Add an entry. The name must be new, lower case, of letters, digits, `_` and `-`."""
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", entry.name):
+            raise ValueError(f"{self.axis}: {entry.name!r} is not a valid name")
+        if entry.name in self._entries:
+            raise ValueError(f"{self.axis}: {entry.name!r} is registered twice")
+        self._entries[entry.name] = entry
+        return entry
+
+    def discover(self) -> dict[str, T]:
+        """All entries by name, after importing the axis's files and then third-party entry points."""
+        if not self._discovered:
+            folder = importlib.import_module(self.package)
+            for module in sorted(m.name for m in pkgutil.iter_modules(folder.__path__)):
+                if not module.startswith("_"):
+                    importlib.import_module(f"{self.package}.{module}")
+            for point in entry_points(group=f"lora_ft.{self.axis}"):
+                point.load()
+            self._discovered = True
+        return dict(sorted(self._entries.items()))
+
+    def get(self, name: str) -> T:
+        """The entry called `name`, or a UsageError with the nearest names."""
+        entries = self.discover()
+        if name not in entries:
+            singular = self.axis.rstrip("s").replace("_", " ")
+            raise UsageError(f"unknown {singular} {name!r}; {did_you_mean(name, entries)}")
+        return entries[name]
+
+
+FORMATS: Registry[DataFormat] = Registry("formats", "lora_ft.data.formats")
+TASKS: Registry[Task] = Registry("tasks", "lora_ft.tasks")
+QUANTIZERS: Registry[Quantizer] = Registry("quantizers", "lora_ft.models.quantizers")
+EXPORTS: Registry[ExportFormat] = Registry("exports", "lora_ft.exports.formats")

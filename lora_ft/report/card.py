@@ -1,0 +1,60 @@
+"""The model card: what was trained on what, with which result. No path of this machine is in it."""
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from lora_ft.recipe import Recipe, write_yaml
+
+from .display import clean
+
+
+def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figures: Mapping[str, float]) -> str:
+    """Markdown with a YAML head as the hub reads it.
+
+    Args:
+        recipe: of the run.
+        facts: what run.json says.
+        merged: whether this folder is a merged model rather than an adapter.
+        figures: what verification measured, or empty.
+    """
+    hub = "" if recipe.model.startswith(("builtin:", "/", ".", "~")) else recipe.model
+    head: dict[str, Any] = {
+        "library_name": "transformers" if merged else "peft",
+        "tags": ["lora-ft", recipe.method.type],
+    }
+    if hub:
+        head = {"base_model": hub, **head}
+    kind = "Merged model" if merged else f"{recipe.method.type} adapter"
+    lines = [
+        "---", write_yaml(head, {}).rstrip(), "---", "", f"# {kind} for {public_name(recipe.model)}", "",
+        recipe.description or f"Trained for {recipe.task} with lora-ft {facts.get('versions', {}).get('lora_ft', '')}.", "",
+        "| metric (held-out rows) | base | with adapter |", "|---|---|---|",
+    ]  # fmt: skip
+    before, after = (facts.get("metrics", {}).get(k, {}) for k in ("before", "after"))
+    lines += [f"| {k} | {_number(before.get(k))} | {_number(after.get(k))} |" for k in before | after]
+    lines += ["", f"- data: {public_name(recipe.data.train)}, {facts.get('rows', '?')} samples"]
+    lines += [f"- method: {recipe.method.type}, {recipe.method.options()}"] if recipe.method.options() else []
+    lines += [f"- steps: {facts.get('steps', '?')}, learning rate {recipe.train.learning_rate:g}, seed {recipe.seed}"]
+    lines += [f"- {k.replace('_', ' ')}: {v:.3g}" for k, v in figures.items()]
+    lines += [f"- {k} {v}" for k, v in facts.get("versions", {}).items()]
+    if not merged:
+        lines += [
+            "",
+            "```python",
+            "from peft import PeftModel",
+            'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
+            "```",
+        ]
+    return clean("\n".join(lines)) + "\n"
+
+
+def public_name(name: str) -> str:
+    """A hub id or builtin name as it is; of a path only the last part."""
+    if name.startswith("builtin:") or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+        return name
+    return PurePath(name).name
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,45 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .display import clean
+
+
+def before_after(metrics: Mapping[str, Mapping[str, float]], stream: TextIO, title: str) -> None:
+    """One row per metric, base beside adapter."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("metric")
+    for head in ("base", "with adapter", "change"):
+        table.add_column(head, justify="right")
+    before, after = metrics.get("before", {}), metrics.get("after", {})
+    for name in before | after:
+        old, new = before.get(name), after.get(name)
+        change = f"{new - old:+.4f}" if old is not None and new is not None else ""
+        table.add_row(name, *(f"{v:.4f}" if v is not None else "-" for v in (old, new)), change)
+    Console(file=stream, highlight=False).print(table)
+
+
+def flips(rows: Sequence[tuple[str, str, str, str]], stream: TextIO, title: str) -> None:
+    """Rows whose verdict changed: (where, wanted, base's answer, adapter's answer)."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for head in ("row", "wanted", "base", "with adapter"):
+        table.add_column(head, overflow="ellipsis", max_width=44, no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(clean(v.replace("\n", " "))) for v in row))
+    Console(file=stream, highlight=False).print(table)
+
+
+def listing(rows: Sequence[Mapping[str, str]], stream: TextIO) -> None:
+    """Name and description of each entry."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("name", no_wrap=True)
+    table.add_column("description")
+    for row in rows:
+        table.add_row(escape(row["name"]), escape(row["description"]))
+    Console(file=stream, highlight=False).print(table)

@@ -1,0 +1,1 @@
+"""Training: order, micro-batches, rate, step, checkpoint."""

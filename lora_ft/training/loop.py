@@ -1,0 +1,233 @@
+"""The training loop: a step is a set of samples, cut into micro-batches whose loss sums and label counts add up."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lora_ft.errors import DivergedError, Interrupted
+from lora_ft.recipe import TrainSection
+from lora_ft.records import Batch, Listener, LossSum, Sample
+from lora_ft_adapters import trainable
+
+from . import checkpoint
+from .batching import micro_batches, step_samples
+from .checkpoint import Progress
+from .memory import peak_memory_bytes
+from .optim import build_optimizer
+from .schedule import rate_factor
+from .signals import StopRequest, stop_on_signal
+
+PLATEAU_FACTOR = 0.5  # of the rate, after an evaluation that is no better than the best
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a training needs.
+
+    Attributes:
+        model: PeftModel on its device.
+        samples: encoded training samples.
+        collate: samples -> batch.
+        loss: model, batch -> LossSum; the plain or the verified fast path.
+        evaluate: the held-out metrics, "loss" among them, or None.
+        settings: the recipe's train section.
+        steps: optimizer steps in all.
+        eval_every: steps between evaluations.
+        save_every: steps between checkpoints.
+        tokens_per_micro_batch: computed at once, padding included.
+        seed: of the order of samples.
+        checkpoints: folder.
+        identity: what a resumed run must agree with.
+        log: takes one record per step or evaluation.
+        listener: the display.
+    """
+
+    model: Any
+    samples: Sequence[Sample]
+    collate: Callable[[Sequence[Sample]], Batch]
+    loss: Callable[[Any, Batch], LossSum]
+    evaluate: Callable[[], dict[str, float]] | None
+    settings: TrainSection
+    steps: int
+    eval_every: int | None
+    save_every: int
+    tokens_per_micro_batch: int
+    seed: int
+    checkpoints: Path
+    identity: dict[str, Any]
+    log: Callable[[Mapping[str, Any]], None]
+    listener: Listener
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+        progress: final counters.
+        seconds: spent in steps, without evaluation and saving.
+        stopped_early: whether early stopping ended it.
+        best_step: step of the adapter now in the model.
+    """
+
+    progress: Progress
+    seconds: float
+    stopped_early: bool
+    best_step: int
+
+
+def train(job: Job, *, resume: bool = False) -> Outcome:
+    """Train the adapter in `job.model`; on return it holds the best evaluated state.
+
+    Raises:
+        DivergedError: loss or gradient is not finite; nothing of that step is applied.
+        Interrupted: a signal came; a checkpoint was saved.
+    """
+    loop = _Loop(job)
+    if resume:
+        path = checkpoint.latest(job.checkpoints)
+        loop.progress = checkpoint.restore(path, job.model, loop.optimizer, job.identity)
+        job.listener.note(f"resumed from {path.name}")
+    with stop_on_signal() as stop:
+        return loop.run(stop)
+
+
+class _Loop:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.progress = Progress()
+        self.seconds = 0.0
+        device = next(job.model.parameters()).device
+        self.accelerator = Accelerator(cpu=device.type == "cpu")
+        self.parameters = [p for _, p in trainable(job.model)]
+        self.optimizer: Optimizer = build_optimizer(trainable(job.model), job.settings)
+
+    def run(self, stop: StopRequest) -> Outcome:
+        """Steps, evaluations and saves until the end, early stopping or a signal."""
+        job, progress = self.job, self.progress
+        early = False
+        saved = progress.step
+        while progress.step < job.steps and not early:
+            self._step()
+            best = False
+            if self._due(job.eval_every):
+                best, early = self._evaluate()
+            if best or early or self._due(job.save_every) or stop:
+                self._save()
+                saved = progress.step
+            if stop and progress.step < job.steps:
+                raise Interrupted(
+                    f"stopped by signal {stop.signal} after step {progress.step}; a checkpoint is saved",
+                    where=str(job.checkpoints),
+                    fix="the same command with --resume goes on from there",
+                )
+        if saved != progress.step:
+            self._save()
+        return self._finish(early)
+
+    def _finish(self, early: bool) -> Outcome:
+        progress = self.progress
+        best = progress.best_step or progress.step
+        if best != progress.step:
+            checkpoint.load_adapter_tensors(self.job.checkpoints / f"step-{best:08d}", self.job.model)
+            self.job.listener.note(f"kept the adapter of step {best}, which had the lowest evaluation loss")
+        self.job.model.eval()
+        return Outcome(progress, self.seconds, early, best)
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and (self.progress.step % every == 0 or self.progress.step == self.job.steps)
+
+    def _step(self) -> None:
+        job, progress = self.job, self.progress
+        started = time.perf_counter()
+        samples = [
+            job.samples[i] for i in step_samples(progress.step, len(job.samples), job.settings.batch_size, job.seed)
+        ]
+        rate = self._set_rate()
+        loss, norm = self._accumulate(samples)
+        self._check_finite(loss, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        spent = time.perf_counter() - started
+        self.seconds += spent
+        tokens = sum(s.length for s in samples)
+        progress.step += 1
+        progress.tokens += tokens
+        record = {
+            "step": progress.step,
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": rate,
+            "tokens": progress.tokens,
+            "tokens_per_s": tokens / spent,
+            "memory_bytes": peak_memory_bytes(),
+        }
+        job.log(record)
+        job.listener.step(record)
+
+    def _accumulate(self, samples: Sequence[Sample]) -> tuple[float, float]:
+        """Gradients of the mean loss over all labels of `samples`; returns that loss and the gradient norm."""
+        job = self.job
+        job.model.train()
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for group in micro_batches([s.length for s in samples], job.tokens_per_micro_batch):
+            batch = {k: v.to(self.accelerator.device) for k, v in job.collate([samples[i] for i in group]).items()}
+            loss = job.loss(job.model, batch)
+            self.accelerator.backward(loss.total)
+            total += loss.total.detach().double().cpu()
+            count += loss.count
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_mul_(grads, 1.0 / count)
+        limit = job.settings.max_grad_norm
+        norm: Tensor = torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf)
+        return float(total) / count, float(norm)
+
+    def _set_rate(self) -> float:
+        job = self.job
+        warmup = math.ceil(job.settings.warmup_ratio * job.steps)
+        factor = rate_factor(job.settings.lr_scheduler_type, self.progress.step, job.steps, warmup)
+        rate = job.settings.learning_rate * factor * self.progress.lr_scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
+        raise DivergedError(
+            f"training diverged at step {self.progress.step + 1}: {what}",
+            where=str(self.job.checkpoints),
+            why="the step was not applied; the last checkpoint holds finite weights",
+            fix=f"--set train.learning_rate={self.job.settings.learning_rate / 5:g}, or look for broken rows",
+        )
+
+    def _evaluate(self) -> tuple[bool, bool]:
+        """(whether this is the best so far, whether to stop)."""
+        if self.job.evaluate is None:
+            return False, False
+        progress, settings = self.progress, self.job.settings
+        metrics = self.job.evaluate()
+        self.job.log({"step": progress.step, **{f"eval_{k}": v for k, v in metrics.items()}})
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items())
+        self.job.listener.note(f"step {progress.step}: held-out {shown}")
+        stopping = settings.early_stopping
+        better = metrics["loss"] < progress.best_loss - (stopping.min_delta if stopping else 0.0)
+        if better:
+            progress.best_loss, progress.best_step, progress.bad_evals = metrics["loss"], progress.step, 0
+            return True, False
+        progress.bad_evals += 1
+        if settings.lr_scheduler_type == "reduce_lr_on_plateau":
+            progress.lr_scale *= PLATEAU_FACTOR
+        return False, stopping is not None and progress.bad_evals >= stopping.patience
+
+    def _save(self) -> None:
+        checkpoint.save(self.job.checkpoints, self.job.model, self.optimizer, self.progress, self.job.identity)
