@@ -33,20 +33,25 @@ if TYPE_CHECKING:
 class Named(Protocol):
     """Anything that can be listed."""
 
-    name: str
-    description: str
+    @property
+    def name(self) -> str:
+        """What a recipe or command line says."""
+
+    @property
+    def description(self) -> str:
+        """One sentence."""
 
 
 class DataFormat(Named, Protocol):
-    """A layout of rows.
+    """A layout of rows."""
 
-    Attributes:
-        required: the columns it cannot do without.
-        answer: the one of them that holds what is to be learnt, which rows for prediction may lack.
-    """
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns it cannot do without."""
 
-    required: tuple[str, ...]
-    answer: str | None
+    @property
+    def answer(self) -> str | None:
+        """The one of them that holds what is to be learnt; rows for prediction may lack it."""
 
     def matches(self, columns: frozenset[str], first_rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether these rows are in this format."""
@@ -63,8 +68,13 @@ class DataFormat(Named, Protocol):
 class Task(Named, Protocol):
     """A kind of problem: how examples become batches, what the loss is, how answers are judged."""
 
-    auto_class: str  # Transformers' auto class that loads the model with the right head
-    peft_task_type: str | None
+    @property
+    def auto_class(self) -> str:
+        """Transformers' auto class that loads the model with the right head."""
+
+    @property
+    def peft_task_type(self) -> str | None:
+        """PEFT's name for the task, None for a plain module."""
 
     def check_processor(self, processor: Any) -> list[str]:
         """Notes about this tokenizer or processor that a user should read; raises when it cannot serve."""
@@ -92,6 +102,9 @@ class Task(Named, Protocol):
     def judge(self, predictions: Sequence[Prediction]) -> Judgement:
         """Metrics over predictions that have references."""
 
+    def prompt(self, processor: Any, example: Example, options: EncodeOptions) -> list[int]:
+        """Token ids that ask for the next answer; raises UsageError for a task that does not write."""
+
     def reference_lengths(self, processor: Any, examples: Sequence[Example]) -> list[int]:
         """Tokens of each answer that could be generated and judged; empty when nothing can."""
 
@@ -107,13 +120,11 @@ class Quantizer(Named, Protocol):
 
 
 class ExportFormat(Named, Protocol):
-    """A form in which a trained adapter leaves the project.
+    """A form in which a trained adapter leaves the project."""
 
-    Attributes:
-        full_precision: whether it needs the base's own weights even if training quantised them.
-    """
-
-    full_precision: bool
+    @property
+    def full_precision(self) -> bool:
+        """Whether it needs the base's own weights even if training quantised them."""
 
     def write(self, artifact: Artifact, folder: Path) -> None:
         """Write into an empty folder."""

@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -18,17 +20,37 @@ def add_adapter(model: nn.Module, config: PeftConfig, adapter_name: str = "defau
     """
     check_targets(model, getattr(config, "target_modules", None))
     try:
-        with warnings.catch_warnings():
-            # PEFT asks Transformers through a name that Transformers 5.23 has renamed.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            # A model of a user's own has no Transformers config; PEFT only warns that it cannot read one.
-            warnings.filterwarnings("ignore", message=".*(config|base_model_name_or_path).*", category=UserWarning)
-            adapted = get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[arg-type]
+        with _quiet():
+            adapted = get_peft_model(model, config, adapter_name=adapter_name)
     except (ValueError, TypeError, AttributeError) as error:
         raise AdapterError(f"the adapter does not fit this model: {error}", "check target_modules") from error
     if not any(True for _ in trainable(adapted)):
         raise AdapterError("nothing is trainable: the adapter added no parameters", "check target_modules")
     return adapted
+
+
+def load_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> PeftModel:
+    """Put the adapter saved in `folder` (PEFT's layout) on `model`, frozen, in evaluation mode.
+
+    Raises:
+        AdapterError: the folder holds no adapter, or one that does not fit this model.
+    """
+    try:
+        with _quiet():
+            adapted: PeftModel = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise AdapterError(f"the adapter cannot be loaded: {str(error).splitlines()[0]}") from error
+    return adapted.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # PEFT asks Transformers through a name that Transformers 5.23 has renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # A model of a user's own has no Transformers config; PEFT only warns that it cannot read one.
+        warnings.filterwarnings("ignore", message=".*(config|base_model_name_or_path).*", category=UserWarning)
+        yield
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -18,10 +18,16 @@ class AdapterError(ValueError):
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     """The names in `allowed` that look most like `name`, best first."""
-    pool = sorted(set(allowed))
-    lower = {a.lower(): a for a in pool}
-    hits = difflib.get_close_matches(name.lower(), lower, n=count, cutoff=0.5)
-    return [lower[h] for h in hits]
+    scored = sorted(((_likeness(name.lower(), a.lower()), a) for a in set(allowed)), reverse=True)
+    return [a for score, a in scored[:count] if score >= 0.55]
+
+
+def _likeness(a: str, b: str) -> float:
+    """Ratio of equal characters; words in another order, or a name inside the other, count too."""
+    plain = difflib.SequenceMatcher(None, a, b).ratio()
+    words = difflib.SequenceMatcher(None, *("_".join(sorted(x.split("_"))) for x in (a, b))).ratio()
+    inside = 0.6 + 0.4 * plain if min(len(a), len(b)) > 3 and (a in b or b in a) else 0.0
+    return max(plain, 0.99 * words, inside)
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

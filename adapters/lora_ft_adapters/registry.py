@@ -97,5 +97,7 @@ def build_config(name: str, options: Mapping[str, Any], task_type: str | None = 
         values["target_modules"] = "all-linear"  # all layers beat attention-only at equal parameters (Schulman 2025)
     try:
         return method.config_class(task_type=task_type, **values)
+    except ImportError as error:
+        raise AdapterError(f"method {name!r} with these options: {error}", "pip install the package it names") from error
     except (TypeError, ValueError) as error:
         raise AdapterError(f"method {name!r} refuses these options: {error}", "see PEFT's documentation") from error

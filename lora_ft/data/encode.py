@@ -35,7 +35,7 @@ def encode_all(
             continue
         outcome = encoded.outcome
         kept = [s for s in encoded.samples if s.labelled]
-        if not kept and not outcome.startswith("dropped"):
+        if not kept and not outcome:
             outcome = "no trainable token"
         if outcome:
             outcomes[outcome] += 1

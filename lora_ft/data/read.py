@@ -118,7 +118,8 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 raise ValueError(f"a line is one JSON object, this is {type(value).__name__}")
             yield Row(value, f"{path}:{number}")
         except (ValueError, RecursionError) as error:
-            problems.append(Problem(f"{error}; it starts {line.strip()[:60]!r}", f"{path}:{number}"))
+            why = f"not JSON: {error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            problems.append(Problem(f"{why}; it starts {line.strip()[:60]!r}", f"{path}:{number}"))
             if len(problems) >= MAX_PROBLEMS:
                 break
     if problems:

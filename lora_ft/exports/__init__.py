@@ -1,5 +1,5 @@
 """Artifacts: write them into a staging folder, read them back, compare, and only then publish."""
 
-from .publish import probe, publish
+from .publish import check_target, probe, publish
 
-__all__ = ["probe", "publish"]
+__all__ = ["check_target", "probe", "publish"]

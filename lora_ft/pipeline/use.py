@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from lora_ft import exports
 from lora_ft.data import encode_all, load_examples, split
@@ -22,6 +21,7 @@ from lora_ft.records import Artifact, EncodeOptions, Listener, Prediction, Predi
 from lora_ft.registry import EXPORTS, QUANTIZERS, TASKS, Task
 from lora_ft.report import model_card, public_name
 from lora_ft.runs import Run
+from lora_ft_adapters import AdapterError, load_adapter
 
 from .judge import Judge, answer_rows, token_budget, write_rows
 from .prepare import answer_options
@@ -90,7 +90,10 @@ def load(
     options = EncodeOptions(facts["encode"]["max_length"], data.overlong, data.system_prompt, data.template)
     processor = load_processor(str(run.adapter))
     base.generation_config.update(**task.generation_defaults(base, processor))
-    model = PeftModel.from_pretrained(base, str(run.adapter)).eval()
+    try:
+        model = load_adapter(base, run.adapter)
+    except AdapterError as error:
+        raise ArtifactError(str(error), where=str(run.adapter)) from error
     return Loaded(model, processor, recipe, task, options, run, dtype)
 
 

@@ -1,7 +1,7 @@
 """What people see: the live display, tables, the model card."""
 
 from .card import model_card, public_name
-from .display import make_listener
+from .display import clean, make_listener
 from .tables import before_after, flips, listing
 
-__all__ = ["before_after", "flips", "listing", "make_listener", "model_card", "public_name"]
+__all__ = ["before_after", "clean", "flips", "listing", "make_listener", "model_card", "public_name"]

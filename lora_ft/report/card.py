@@ -26,9 +26,10 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
     if hub:
         head = {"base_model": hub, **head}
     kind = "Merged model" if merged else f"{recipe.method.type} adapter"
+    made = f"Trained for {recipe.task} with lora-ft {facts.get('versions', {}).get('lora_ft', '')}."
     lines = [
         "---", write_yaml(head, {}).rstrip(), "---", "", f"# {kind} for {public_name(recipe.model)}", "",
-        recipe.description or f"Trained for {recipe.task} with lora-ft {facts.get('versions', {}).get('lora_ft', '')}.", "",
+        recipe.description or made, "",
         "| metric (held-out rows) | base | with adapter |", "|---|---|---|",
     ]  # fmt: skip
     before, after = (facts.get("metrics", {}).get(k, {}) for k in ("before", "after"))

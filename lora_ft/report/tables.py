@@ -18,7 +18,7 @@ def before_after(metrics: Mapping[str, Mapping[str, float]], stream: TextIO, tit
     for head in ("base", "with adapter", "change"):
         table.add_column(head, justify="right")
     before, after = metrics.get("before", {}), metrics.get("after", {})
-    for name in before | after:
+    for name in {**before, **after}:
         old, new = before.get(name), after.get(name)
         change = f"{new - old:+.4f}" if old is not None and new is not None else ""
         table.add_row(name, *(f"{v:.4f}" if v is not None else "-" for v in (old, new)), change)

@@ -95,22 +95,23 @@ class CausalLM:
         """Greedy answers to the last question of each example; a final assistant turn is the reference."""
         examples = list(examples)
         template = ChatTemplate(processor, options.encode.system_prompt)
-        prompts, references = [], []
-        for e in examples:
-            text, reference, raw = _question(e.fields, processor, template, options.encode)
-            ids = processor(text, add_special_tokens=raw)["input_ids"]
-            prompts.append(ids[-options.encode.max_length :])
-            references.append((text, reference))
+        questions = [_question(e.fields, processor, template, options.encode) for e in examples]
+        prompts = [_prompt_ids(processor, text, raw, options.encode) for text, _, raw in questions]
         ends = self.generation_defaults(model, processor)["eos_token_id"]
         done: dict[int, Prediction] = {}
         next_up = 0
         for index, new in generate(model, processor, prompts, options, ends):
-            text, reference = references[index]
+            text, reference, _ = questions[index]
             answer = processor.decode(new, skip_special_tokens=True)
             done[index] = Prediction(examples[index].where, text, answer, reference)
             while next_up in done:
                 yield done.pop(next_up)
                 next_up += 1
+
+    def prompt(self, processor: Any, example: Example, options: EncodeOptions) -> list[int]:
+        """Token ids of the conversation so far and the generation prompt."""
+        text, _, raw = _question(example.fields, processor, ChatTemplate(processor, options.system_prompt), options)
+        return _prompt_ids(processor, text, raw, options)
 
     def reference_lengths(self, processor: Any, examples: Sequence[Example]) -> list[int]:
         """Tokens of each example's final answer; raw text has none."""
@@ -163,6 +164,11 @@ def _split_answer(fields: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], s
     if messages[-1]["role"] != "assistant":
         return messages, None
     return messages[:-1], str(messages[-1]["content"])
+
+
+def _prompt_ids(processor: Any, text: str, raw: bool, options: EncodeOptions) -> list[int]:
+    ids: list[int] = processor(text, add_special_tokens=raw)["input_ids"]
+    return ids[-options.max_length :]
 
 
 def _question(

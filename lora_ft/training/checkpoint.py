@@ -148,7 +148,7 @@ def restore(path: Path, model: PeftModel, optimizer: Optimizer, identity: dict[s
 def load_adapter_tensors(path: Path, model: PeftModel) -> None:
     """Overwrite the adapter's tensors with those of a folder in PEFT's layout; every one must be there."""
     tensors = load_file(path / ADAPTER)
-    result = set_peft_model_state_dict(model, tensors)
+    result: Any = set_peft_model_state_dict(model, tensors)
     missing = [k for k in result.missing_keys if any(k == n for n, _ in trainable(model))]
     if missing or result.unexpected_keys:
         what = f"lacks {missing[0]}" if missing else f"has the unknown tensor {result.unexpected_keys[0]}"

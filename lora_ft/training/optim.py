@@ -26,7 +26,9 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: TrainSe
         return torch.optim.SGD(groups, lr=rate, momentum=0.9)
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=rate)
-    return torch.optim.Adafactor(groups, lr=rate)
+    # eps[1] = 1 takes the rate as it is. The default multiplies it by the size of each parameter, at least 1e-3: LoRA's
+    # B starts at zero, so it would learn a thousand times too slowly, and nobody would notice.
+    return torch.optim.Adafactor(groups, lr=rate, eps=(None, 1.0))
 
 
 def _can_fuse(parameters: Iterable[nn.Parameter]) -> bool:

@@ -37,7 +37,7 @@ def frozen_head(model: nn.Module) -> nn.Linear:
 
 @contextmanager
 def _passing_through(head: nn.Linear) -> Iterator[None]:
-    head.forward = lambda h: h  # type: ignore[method-assign]
+    head.forward = lambda h: h  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

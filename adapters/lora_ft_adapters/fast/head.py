@@ -4,7 +4,8 @@ Full logits never exist: rows go through in chunks, and each chunk needs two pro
 dh = (softmax(logits) - onehot(y)) W. The head is frozen, so dW is never wanted.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk in float32; larger chunks gain no speed on a CPU or a GPU
 
 
-class HeadResult(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HeadResult:
     """Sum of cross entropies (differentiable), number of rows, and how many rows the head gets right."""
 
     loss_sum: Tensor

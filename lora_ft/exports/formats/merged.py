@@ -54,7 +54,7 @@ class MergedFormat:
             )
         if figures["update_kept"] < KEPT_LIMIT:
             raise ArtifactError(
-                f"only {figures['update_kept']:.0%} of the adapter's effect survives merging into {artifact.stored_dtype}",
+                f"only {figures['update_kept']:.0%} of the adapter's effect survives in {artifact.stored_dtype}",
                 why="the update is smaller than the rounding of the base's weights",
                 fix="merge with --dtype float32, or serve the adapter unmerged (lora-ft export --format peft)",
             )

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
 from lora_ft.errors import ArtifactError
 from lora_ft.exports.publish import differences
 from lora_ft.records import Artifact, Probe
 from lora_ft.registry import EXPORTS
+from lora_ft_adapters import load_adapter
 
 
 class PeftFormat:
@@ -28,7 +28,7 @@ class PeftFormat:
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Stock PEFT, a fresh base, and the same outputs to the last bit of float32 summation."""
-        model = PeftModel.from_pretrained(artifact.load_base(), str(folder)).eval()
+        model = load_adapter(artifact.load_base(), folder)  # PeftModel.from_pretrained
         figures = differences(model, probes)
         dtype = next(iter(model.parameters())).dtype
         limit = 1e-4 if dtype == torch.float32 else 1e-2

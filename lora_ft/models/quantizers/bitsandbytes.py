@@ -28,7 +28,7 @@ class BitsAndBytes:
         options = dict(self._options)
         if options.get("load_in_4bit"):
             options["bnb_4bit_compute_dtype"] = compute_dtype
-        return {"quantization_config": BitsAndBytesConfig(**options)}
+        return {"quantization_config": BitsAndBytesConfig(**options)}  # type: ignore[no-untyped-call]
 
 
 QUANTIZERS.register(

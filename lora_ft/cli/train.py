@@ -1,0 +1,98 @@
+"""lora-ft train."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.recipe import Resolved, load_recipe
+
+KEYS = (
+    "status", "metrics", "trainable_parameters", "total_parameters", "tokens", "tokens_per_s", "peak_memory_bytes",
+    "wall_s",
+)  # fmt: skip
+INTRODUCTION = """lora-ft train needs a recipe: a YAML file that names a base model and your data. For example:
+
+  model: builtin:smollm2-135m-instruct
+  data:
+    train: my_rows.jsonl
+  train:
+    epochs: 3
+
+`lora-ft init` writes one with comments. `lora-ft list presets` shows recipes that come with the package.
+The demo teaches a 135M model to turn support messages into JSON records: a few minutes on two CPU cores.
+"""
+
+
+def train(  # noqa: PLR0913 - one argument per option
+    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipe files, merged left to right.")] = None,
+    preset: Annotated[list[str] | None, typer.Option(help="A recipe that comes with the package.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Override a value: a.b=value.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>-<date>-<time>.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out from its last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Move a run that is in the way aside.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check everything, show what would happen, train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Train an adapter as a recipe says, judge it before and after, and keep everything in a run folder."""
+    resolved = _resolve(recipes or [], preset or [], settings or [], out, resume)
+    from lora_ft import pipeline, report
+
+    listener = report.make_listener()
+    if dry_run:
+        facts = pipeline.dry_run(resolved, listener)
+        print(json.dumps(facts) if as_json else _plan_text(facts))
+        return
+    run = pipeline.train(resolved, out=out, overwrite=overwrite, resume=resume, listener=listener)
+    facts = run.facts
+    if as_json:
+        print(json.dumps({"run": str(run.path), **{k: facts[k] for k in KEYS}}))
+    report.before_after(facts["metrics"], sys.stderr, f"{facts['rows']} training samples, judged on held-out rows")
+    print(_next(run.path, facts), file=sys.stderr)
+
+
+def _resolve(recipes: list[Path], presets: list[str], sets: list[str], out: Path | None, resume: bool) -> Resolved:
+    if resume and out is None:
+        raise UsageError("--resume needs the run folder", fix="--resume --out RUN")
+    if resume and not recipes and not presets:
+        recipes = [out / "recipe.resolved.yaml"] if out else []
+        if not recipes[0].is_file():
+            raise ArtifactError("there is no run to resume", where=str(out))
+    if recipes or presets or sets:
+        return load_recipe(recipes, presets, sets)
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("no recipe given", fix="lora-ft train RECIPE.yaml, or lora-ft train --preset demo")
+    print(INTRODUCTION, file=sys.stderr)
+    if not typer.confirm("Run the demo now?", default=True, err=True):
+        raise typer.Exit
+    return load_recipe([], ["demo"], [])
+
+
+def _plan_text(facts: dict[str, Any]) -> str:
+    share = facts["trainable_parameters"] / facts["total_parameters"]
+    return (
+        f"dry run: nothing was trained\n"
+        f"  rows       {facts['rows']} as {facts['format']}, {facts['samples']} samples, {facts['held_out']} held out\n"
+        f"  tokens     {facts['tokens_per_epoch']:,} an epoch, {facts['labelled_tokens']:,} labelled, "
+        f"longest sample {facts['longest']}\n"
+        f"  steps      {facts['steps']}\n"
+        f"  parameters {facts['trainable_parameters']:,} of {facts['total_parameters']:,} train ({share:.2%})\n"
+        f"  first sample, what is learnt in [[ ]]:\n\n{facts['sample']}"
+    )
+
+
+def _next(path: Path, facts: dict[str, Any]) -> str:
+    quoted = f"'{path}'" if " " in str(path) else str(path)
+    return (
+        f"run      {path}\n"
+        f"adapter  {path / 'adapter'}\n"
+        f"trained  {facts['tokens']:,} tokens in {facts['train_s']:.0f} s ({facts['tokens_per_s']:.0f} tok/s), "
+        f"{facts['wall_s']:.0f} s in all, peak memory {facts['peak_memory_bytes'] / 2**30:.2f} GiB\n\n"
+        f"next:\n"
+        f"  lora-ft chat {quoted}                    talk to it (--base: to the model before)\n"
+        f"  lora-ft eval {quoted}                    which rows changed, and how sure that is\n"
+        f"  lora-ft merge {quoted} --out merged      a plain Transformers model"
+    )

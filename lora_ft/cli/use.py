@@ -1,0 +1,105 @@
+"""lora-ft eval, predict, merge, export: what is done with a finished run."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RunArg = Annotated[Path, typer.Argument(help="Run folder, as `lora-ft train` printed it.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+DtypeOption = Annotated[str | None, typer.Option(help="Of the merged weights: float32, bfloat16 or float16.")]
+SHOWN = 8
+
+
+def evaluate(
+    run: RunArg,
+    data: Annotated[str | None, typer.Option(help="Rows to judge on; default the run's held-out rows.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Base against adapter on the same rows: metrics, and which rows changed."""
+    from lora_ft import pipeline, report
+
+    listener = report.make_listener()
+    metrics, comparison, pairs = pipeline.evaluate_run(run, data=data, listener=listener)
+    listener.finish()
+    result: dict[str, Any] = {"run": str(run), "metrics": metrics}
+    if comparison:
+        result |= {"gained": len(comparison.gained), "lost": len(comparison.lost), "both_right": comparison.both}
+        result |= {"both_wrong": comparison.neither, "difference": comparison.difference}
+        result |= {"interval_95": [comparison.low, comparison.high]}
+    if as_json:
+        print(json.dumps(result))
+    out = sys.stderr if as_json else sys.stdout
+    report.before_after(metrics, out, "base against adapter, same rows")
+    if comparison:
+        print(
+            f"{len(comparison.gained)} rows gained, {len(comparison.lost)} lost, {comparison.both} right both times, "
+            f"{comparison.neither} wrong both times; difference {comparison.difference:+.1%} "
+            f"(95% interval {comparison.low:+.1%} to {comparison.high:+.1%})",
+            file=out,
+        )
+        for title, chosen in (("lost", comparison.lost), ("gained", comparison.gained)):
+            rows = [
+                (Path(b.where).name, b.reference or "", b.output, a.output)
+                for b, a in (pairs[i] for i in chosen[:SHOWN])
+            ]
+            if rows:
+                report.flips(rows, out, f"{title}: {len(rows)} of {len(chosen)} rows")
+        print(f"all rows: {run / 'eval-rows.jsonl'}", file=out)
+
+
+def predict(
+    run: RunArg,
+    source: Annotated[str, typer.Option("--input", help="Rows to answer, in any data format; answers may be missing.")],
+    output: Annotated[Path, typer.Option(help="A .jsonl file that does not exist yet.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in an answer.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers written at once.")] = 16,
+) -> None:
+    """Answer many rows, in batches."""
+    from lora_ft import pipeline, report
+
+    listener = report.make_listener()
+    rows = pipeline.predict(
+        run, source, output, max_new_tokens=max_new_tokens, batch_size=batch_size, listener=listener
+    )
+    listener.finish()
+    print(f"{rows} answers in {output}")
+
+
+def merge(
+    run: RunArg,
+    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+    dtype: DtypeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Merge the adapter into its base: a plain Transformers model that needs neither us nor PEFT."""
+    _export(run, "merged", out, dtype, as_json)
+
+
+def export(
+    run: RunArg,
+    format_name: Annotated[str, typer.Option("--format", help="See `lora-ft list exports`.")],
+    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+    dtype: DtypeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the adapter in another form; nothing is published that differs from adapter on base."""
+    _export(run, format_name, out, dtype, as_json)
+
+
+def _export(run: Path, format_name: str, out: Path, dtype: str | None, as_json: bool) -> None:
+    from lora_ft import pipeline, report
+
+    listener = report.make_listener()
+    figures = pipeline.export(run, out, format_name=format_name, dtype=dtype, listener=listener)
+    listener.finish()
+    if as_json:
+        print(json.dumps({"run": str(run), "out": str(out), "format": format_name, **figures}))
+        return
+    print(f"{format_name} written to {out}")
+    print(
+        f"read back and compared with the adapter on its base: largest logit difference "
+        f"{figures['max_difference']:.1e}, same first choice at {figures['top1_agreement']:.1%} of positions"
+    )

