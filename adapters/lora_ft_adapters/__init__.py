@@ -13,18 +13,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .apply import add_adapter, count_parameters, load_adapter, trainable
     from .errors import AdapterError
-    from .registry import Method, build_config, methods, register
+    from .registry import Method, build_config, list_methods, register
     from .targets import check_targets
 
 _HOMES = {
     "AdapterError": "errors", "Method": "registry", "add_adapter": "apply", "build_config": "registry",
-    "check_targets": "targets", "count_parameters": "apply", "load_adapter": "apply", "methods": "registry", "register": "registry",
+    "check_targets": "targets", "count_parameters": "apply", "load_adapter": "apply", "list_methods": "registry",
+    "register": "registry",
     "trainable": "apply",
 }  # fmt: skip
 
 __all__ = [
-    "AdapterError", "Method", "add_adapter", "build_config", "check_targets", "count_parameters", "load_adapter", "methods",
-    "register", "trainable",
+    "AdapterError",
+    "Method",
+    "add_adapter",
+    "build_config",
+    "check_targets",
+    "count_parameters",
+    "list_methods",
+    "load_adapter",
+    "register",
+    "trainable",
 ]  # fmt: skip
 
 

@@ -24,8 +24,9 @@ def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
 
 def _likeness(a: str, b: str) -> float:
     """Ratio of equal characters; words in another order, or a name inside the other, count too."""
-    plain = difflib.SequenceMatcher(None, a, b).ratio()
-    words = difflib.SequenceMatcher(None, *("_".join(sorted(x.split("_"))) for x in (a, b))).ratio()
+    sorted_a, sorted_b = ("_".join(sorted(x.split("_"))) for x in (a, b))
+    plain: float = difflib.SequenceMatcher(None, a, b).ratio()
+    words: float = difflib.SequenceMatcher(None, sorted_a, sorted_b).ratio()
     inside = 0.6 + 0.4 * plain if min(len(a), len(b)) > 3 and (a in b or b in a) else 0.0
     return max(plain, 0.99 * words, inside)
 

@@ -56,7 +56,7 @@ def register(method: Method) -> Method:
 
 
 @cache
-def methods() -> dict[str, Method]:
+def list_methods() -> dict[str, Method]:
     """All methods by name, ours over PEFT's own of the same name."""
     package = importlib.import_module("lora_ft_adapters.methods")
     for module in pkgutil.iter_modules(package.__path__):
@@ -83,7 +83,7 @@ def build_config(name: str, options: Mapping[str, Any], task_type: str | None = 
     Raises:
         AdapterError: an unknown method or option (with the nearest names), or a value that PEFT refuses.
     """
-    known = methods()
+    known = list_methods()
     if name not in known:
         raise AdapterError(f"unknown method {name!r}; {did_you_mean(name, known)}", "lora-ft list methods")
     method = known[name]
@@ -98,6 +98,8 @@ def build_config(name: str, options: Mapping[str, Any], task_type: str | None = 
     try:
         return method.config_class(task_type=task_type, **values)
     except ImportError as error:
-        raise AdapterError(f"method {name!r} with these options: {error}", "pip install the package it names") from error
+        raise AdapterError(
+            f"method {name!r} with these options: {error}", "pip install the package it names"
+        ) from error
     except (TypeError, ValueError) as error:
         raise AdapterError(f"method {name!r} refuses these options: {error}", "see PEFT's documentation") from error

@@ -44,9 +44,9 @@ def _entries(axis: Axis) -> dict[str, str]:
 
         return {f"builtin:{n}": m.description for n, m in BUILTINS.items()}
     if axis is Axis.methods:
-        from lora_ft_adapters import methods
+        from lora_ft_adapters import list_methods
 
-        return {n: m.description for n, m in methods().items()}
+        return {n: m.description for n, m in list_methods().items()}
     from lora_ft import registry
 
     axes: dict[Axis, registry.Registry[Any]] = {

@@ -3,12 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_ft.errors import ArtifactError, UsageError
-from lora_ft.recipe import Resolved, load_recipe
+
+if TYPE_CHECKING:
+    from lora_ft.recipe import Resolved
 
 KEYS = (
     "status", "metrics", "trainable_parameters", "total_parameters", "tokens", "tokens_per_s", "peak_memory_bytes",
@@ -54,7 +56,9 @@ def train(  # noqa: PLR0913 - one argument per option
     print(_next(run.path, facts), file=sys.stderr)
 
 
-def _resolve(recipes: list[Path], presets: list[str], sets: list[str], out: Path | None, resume: bool) -> Resolved:
+def _resolve(recipes: list[Path], presets: list[str], sets: list[str], out: Path | None, resume: bool) -> "Resolved":
+    from lora_ft.recipe import load_recipe
+
     if resume and out is None:
         raise UsageError("--resume needs the run folder", fix="--resume --out RUN")
     if resume and not recipes and not presets:

@@ -1,7 +1,8 @@
 """The adapted model: method checked, base loaded, adapter added, loss chosen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,15 +11,17 @@ from lora_ft.errors import UsageError
 from lora_ft.models.fingerprint import fingerprint
 from lora_ft.models.load import check_vocabulary, load_model, skeleton
 from lora_ft.recipe import Recipe
-from lora_ft.records import LossSum
-from lora_ft.registry import QUANTIZERS
+from lora_ft.records import Batch, LossSum
+from lora_ft.registry import QUANTIZERS, Task
 from lora_ft.training.batching import step_samples
 from lora_ft_adapters import AdapterError, add_adapter, build_config, trainable
-from lora_ft_adapters.fast.verify import verify
+from lora_ft_adapters.fast.lora import Lean
+from lora_ft_adapters.fast.verify import Verdict, verify
 
 from .prepare import Prepared, usage
 
 VERIFY_SAMPLES = 4
+LossFn = Callable[[Any, Batch], LossSum]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Ready:
     """The adapted model and how its loss is computed."""
 
     model: Any
-    loss: Callable[[Any, Any], LossSum]
+    loss: LossFn
     dtype: torch.dtype
     fingerprint: str
     path_note: str
@@ -58,19 +61,51 @@ def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dty
     return Ready(model, loss, dtype, mark, note)
 
 
-def _choose_loss(recipe: Recipe, prepared: Prepared, model: Any, dtype: torch.dtype) -> tuple[Any, str]:
-    """The fast loss if it equals the plain one on the first samples; both must reach every adapter tensor."""
+def _choose_loss(recipe: Recipe, prepared: Prepared, model: Any, dtype: torch.dtype) -> tuple[LossFn, str]:
+    """The fastest loss that equals the plain one on the first samples; every adapter tensor must get a gradient."""
     task = prepared.task
     rows = step_samples(0, len(prepared.train), recipe.train.batch_size, recipe.seed)[:VERIFY_SAMPLES]
-    samples = [prepared.train[i] for i in rows]
     device = next(model.parameters()).device
-    batch = {k: v.to(device) for k, v in task.collate(samples, prepared.processor).items()}
+    batch = task.collate([prepared.train[i] for i in rows], prepared.processor)
+    batch = {k: v.to(device) for k, v in batch.items()}
     named = list(trainable(model))
+    plain = partial(_total, task.loss, model, batch)
+    refused: list[str] = []
     model.train()
-    verdict = verify(
-        lambda: task.fast_loss(model, batch).total, lambda: task.loss(model, batch).total, [p for _, p in named], dtype
-    )
-    model.eval()
+    try:
+        for what, loss in _candidates(task, model):
+            verdict = verify(partial(_total, loss, model, batch), plain, [p for _, p in named], dtype)
+            _check_reached(named, verdict)
+            if verdict.exact:
+                note = f"{what}: gradient equal to the plain one to {verdict.gradient_error:.0e}"
+                return loss, "; ".join([note, *refused])
+            refused.append(f"{what} is off: {verdict.reason}")
+    finally:
+        model.eval()
+    return task.loss, "; ".join(["plain loss", *refused])
+
+
+def _total(loss: LossFn, model: Any, batch: Batch) -> torch.Tensor:
+    return loss(model, batch).total
+
+
+def _candidates(task: Task, model: Any) -> Iterator[tuple[str, LossFn]]:
+    """Fast paths, the fastest first."""
+    try:
+        lean = Lean(model)
+    except AdapterError:
+        pass  # another method than LoRA
+    else:
+
+        def lean_loss(model: Any, batch: Batch) -> LossSum:
+            with lean:
+                return task.fast_loss(model, batch)
+
+        yield "head at labels only, lean LoRA", lean_loss
+    yield "head at labels only", task.fast_loss
+
+
+def _check_reached(named: list[tuple[str, Any]], verdict: Verdict) -> None:
     if verdict.unreached:
         names = [named[i][0] for i in verdict.unreached]
         raise UsageError(
@@ -78,6 +113,3 @@ def _choose_loss(recipe: Recipe, prepared: Prepared, model: Any, dtype: torch.dt
             where="method.target_modules",
             fix="leave out modules that this task does not use",
         )
-    if verdict.exact:
-        return task.fast_loss, f"fast loss, gradient equal to the plain one to {verdict.gradient_error:.0e}"
-    return task.loss, f"plain loss, because the fast one is off: {verdict.reason}"

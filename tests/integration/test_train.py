@@ -275,7 +275,7 @@ def test_a_dry_run_says_what_training_would_do_and_writes_nothing(recipe, tmp_pa
     facts = dry_run(load_recipe([recipe]))
     assert (facts["samples"], facts["held_out"], facts["steps"]) == (36, 12, 6)
     assert "[[{" in facts["sample"]
-# r x (in + out) of q, k, v, o, gate, up, down in each of 2 layers
+    # r x (in + out) of q, k, v, o, gate, up, down in each of 2 layers
     assert facts["trainable_parameters"] == 2 * 4 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
     assert list(tmp_path.iterdir()) == []
 

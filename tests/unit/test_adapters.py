@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lora_ft_adapters import AdapterError, Method, add_adapter, build_config, count_parameters, methods, register, trainable
+from lora_ft_adapters import (
+    AdapterError,
+    Method,
+    add_adapter,
+    build_config,
+    count_parameters,
+    register,
+    trainable,
+)
 from lora_ft_adapters import registry as adapter_registry
 from tests.conftest import tiny_llama
 
@@ -60,14 +68,14 @@ def test_an_unknown_method_or_option_names_the_nearest():
 
 
 def test_peft_methods_are_listed_with_a_sentence_each():
-    found = methods()
+    found = list_methods()
     assert {"lora", "ia3", "vera", "loha", "prefix_tuning"} <= set(found)
     assert all(m.description and "\n" not in m.description for m in found.values())
 
 
 def test_a_method_registered_twice_raises(monkeypatch):
     monkeypatch.setattr(adapter_registry, "_OWN", {})
-    method = Method("mine", "A method.", methods()["lora"].config_class)
+    method = Method("mine", "A method.", list_methods()["lora"].config_class)
     register(method)
     with pytest.raises(ValueError, match="twice"):
         register(method)

@@ -1,13 +1,14 @@
 """Rows from files: what is wrong is named by file and line, what is right arrives unchanged."""
 
 import json
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_ft.data import encode_all, load_examples, read_rows, split
-from lora_ft.errors import DataError, LoraFtError
+from lora_ft.errors import DataError
 from lora_ft.records import Encoded, Example, Sample
 
 
@@ -38,7 +39,9 @@ def test_a_bad_jsonl_line_is_named_by_file_and_line(tmp_path, line, said):
 
 
 def test_bom_crlf_and_emoji_are_read_as_they_are(tmp_path):
-    path = put(tmp_path, "x.jsonl", b"\xef\xbb\xbf" + '{"text": "caf\u00e9 \U0001f600"}\r\n{"text": "b\u2028c"}\r\n'.encode())
+    path = put(
+        tmp_path, "x.jsonl", b"\xef\xbb\xbf" + '{"text": "caf\u00e9 \U0001f600"}\r\n{"text": "b\u2028c"}\r\n'.encode()
+    )
     assert [r.values["text"] for r in read_rows(path)] == ["café \U0001f600", "b\u2028c"]
 
 
@@ -46,17 +49,16 @@ def test_bom_crlf_and_emoji_are_read_as_they_are(tmp_path):
 @given(st.binary(max_size=200))
 def test_any_bytes_give_rows_or_our_error(tmp_path, raw):
     for name in ("f.jsonl", "f.json", "f.csv", "f.txt"):
-        try:
-            assert read_rows(put(tmp_path, name, raw))
-        except LoraFtError as error:
-            assert error.exit_code == 3
+        path = put(tmp_path, name, raw)
+        with suppress(DataError):  # anything else fails the test
+            assert read_rows(path)
 
 
 def test_all_kinds_of_files_give_the_same_rows(tmp_path):
     pa = pytest.importorskip("pyarrow", reason="the data extra")
     import pyarrow.parquet as pq
 
-    rows = [{"prompt": "a", "completion": "b,\n\"c\""}, {"prompt": "d", "completion": "e"}]
+    rows = [{"prompt": "a", "completion": 'b,\n"c"'}, {"prompt": "d", "completion": "e"}]
     put(tmp_path, "1.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     put(tmp_path, "2.json", json.dumps({"data": rows}))
     put(tmp_path, "3.csv", 'prompt,completion\na,"b,\n""c"""\nd,e\n')

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from lora_ft_adapters import add_adapter, build_config, trainable
+from lora_ft_adapters import AdapterError, add_adapter, build_config, trainable
 from lora_ft_adapters.fast import head as head_module
 from lora_ft_adapters.fast.causal import labelled_loss, plain_loss
 from lora_ft_adapters.fast.head import labelled_head
+from lora_ft_adapters.fast.lora import Lean
 from lora_ft_adapters.fast.verify import verify
 from tests.conftest import tiny_llama
 
@@ -42,7 +43,9 @@ def test_head_at_labels_equals_cross_entropy_in_float64():
     (wanted_grad,) = torch.autograd.grad(wanted, h)
     result = labelled_head(h, weight, bias, y)
     (grad,) = torch.autograd.grad(result.loss_sum, h)
-    assert result.loss_sum.detach().item() == pytest.approx(wanted.detach().item(), rel=1e-6)  # the logits are taken in float32
+    assert result.loss_sum.detach().item() == pytest.approx(
+        wanted.detach().item(), rel=1e-6
+    )  # the logits are taken in float32
     torch.testing.assert_close(grad, wanted_grad, rtol=1e-5, atol=1e-6)
 
 
@@ -147,3 +150,35 @@ def test_a_parameter_that_no_gradient_reaches_is_named():
     used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     verdict = verify(lambda: used.sum(), lambda: used.sum(), [used, unused], torch.float32)
     assert verdict.unreached == (1,)
+
+
+def test_lean_lora_equals_peft_and_leaves_the_layers_as_they_were(adapted):
+    ids, labels = batch()
+    layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
+    wanted = gradients(adapted, labelled_loss(adapted, {"input_ids": ids}, labels).loss_sum)
+    lean = Lean(adapted)
+    assert len(lean.layers) == 14
+    with lean:
+        assert "forward" in vars(layer)
+        result = labelled_loss(adapted, {"input_ids": ids}, labels)
+        plain = labelled_loss(adapted.get_base_model(), {"input_ids": ids}, labels)
+        with adapted.disable_adapter():
+            base = labelled_loss(adapted, {"input_ids": ids}, labels)
+    got = gradients(adapted, result.loss_sum)
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-5
+    assert result.loss_sum.detach().item() == pytest.approx(plain.loss_sum.detach().item(), rel=1e-6)
+    assert base.loss_sum.detach().item() != pytest.approx(plain.loss_sum.detach().item(), rel=1e-6)
+    assert "forward" not in vars(layer)
+
+
+def test_lean_lora_takes_only_layers_it_computes_exactly():
+    model = add_adapter(tiny_llama(60), build_config("lora", {"r": 2, "use_dora": True}, "CAUSAL_LM"))
+    with pytest.raises(AdapterError, match="no plain LoRA layer"):
+        Lean(model)
+    dropping = add_adapter(tiny_llama(60), build_config("lora", {"r": 2, "lora_dropout": 0.9}, "CAUSAL_LM")).train()
+    for name, p in trainable(dropping):
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    ids = torch.arange(12)[None]
+    with Lean(dropping):  # dropout is PEFT's own, so two passes differ
+        assert not torch.equal(dropping(ids).logits, dropping(ids).logits)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lora_ft import runs
-from lora_ft.errors import ArtifactError, ResourceError, UsageError
+from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.recipe import TrainSection
 from lora_ft.training import checkpoint
 from lora_ft.training.checkpoint import Progress
@@ -38,7 +38,9 @@ def test_a_file_in_the_way_and_names_with_spaces_and_unicode(tmp_path):
 
 def test_a_second_process_is_told_who_holds_the_run(tmp_path):
     run = runs.create(tmp_path / "run")
-    code = f"from lora_ft import runs; from pathlib import Path\nwith runs.locked(runs.Run(Path({str(run.path)!r}))): pass"
+    code = (
+        f"from lora_ft import runs; from pathlib import Path\nwith runs.locked(runs.Run(Path({str(run.path)!r}))): pass"
+    )
     with runs.locked(run):
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert other.returncode == 1
