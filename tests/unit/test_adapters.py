@@ -10,6 +10,7 @@ from lora_ft_adapters import (
     add_adapter,
     build_config,
     count_parameters,
+    list_methods,
     register,
     trainable,
 )

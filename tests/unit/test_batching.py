@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ft.training.batching import by_length, epoch_order, micro_batches, step_samples, steps_per_epoch
+from lora_ft.training.batching import OVERHEAD, by_length, epoch_order, micro_batches, step_samples, steps_per_epoch
 from lora_ft.training.schedule import rate_factor
 
 
@@ -31,11 +31,11 @@ def test_micro_batches_are_the_cheapest_of_all_cuts():
             groups = [order[a:b] for a, b in itertools.pairwise((0, *cuts, len(order)))]
             if any(len(g) > 1 and len(g) * g[0] > 400 for g in groups):
                 return float("inf")
-            return sum(len(g) * g[0] + 48 for g in groups)
+            return sum(len(g) * g[0] + OVERHEAD for g in groups)
 
         best = min(cost(c) for n in range(7) for c in itertools.combinations(range(1, 7), n))
         got = micro_batches(lengths, 400)
-        assert sum(len(g) * max(lengths[i] for i in g) + 48 for g in got) == best
+        assert sum(len(g) * max(lengths[i] for i in g) + OVERHEAD for g in got) == best
 
 
 def test_an_epoch_sees_every_row_once_and_differs_from_the_next():
