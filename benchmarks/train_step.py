@@ -2,12 +2,12 @@
 
     python benchmarks/train_step.py [--rounds 5] [--steps 2] [--dtype float32] [--sigma 0.8]
 
-Model: SmolLM2-135M (builtin). Samples: lognormal lengths (mean 110 tokens, sigma 0.8: about the spread of
-Alpaca answers), the last 40 % of each labelled, 16 samples per optimizer step (the default of a recipe), LoRA r=16 on all linear layers, AdamW, constant rate, no dropout, the same start for every arm.
-Rounds are interleaved (A B C A B C ...); a figure is real tokens (no padding) per second; a ratio is the median over
-rounds. The timings are thrown away unless each step's loss agrees between the arms and our gradient equals the plain
-loop's.
-Peak memory is that of a process of its own per arm.
+Model: SmolLM2-135M (builtin). Samples: lognormal lengths (mean 110 tokens, sigma 0.8: about the spread of Alpaca
+answers), the last 40 % of each labelled, 16 samples per optimizer step (the default of a recipe), LoRA r=16 on all
+linear layers, AdamW, constant rate, no dropout, the same start for every arm. Rounds are interleaved (A B C A B C ...);
+a figure is real tokens (no padding) per second; a ratio is the median over rounds. The timings are thrown away unless
+each step's loss agrees between the arms and our gradient equals the plain loop's. Peak memory is that of a process of
+its own per arm.
 """
 
 import argparse
@@ -112,7 +112,7 @@ class Bench:
         losses: list[float] = []
         with tempfile.TemporaryDirectory() as folder:
             outcome = loop.train(self.job(Path(folder), lambda r: losses.append(r["loss"])))
-        return outcome.seconds, losses
+        return outcome.progress.seconds, losses
 
     def plain(self) -> tuple[float, list[float]]:
         """The loop that people write: one padded batch, the model's own loss."""
@@ -213,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--sigma", type=float, default=0.8, help="spread of the lengths; 0: all equal")
+    parser.add_argument("--sigma", type=float, default=0.8, help="of the lengths; 0: all equal")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -249,7 +249,8 @@ def report(
 ) -> None:
     """Table on stdout, JSON in the results folder."""
     result: dict[str, Any] = {
-        "benchmark": "train_step", "dtype": args.dtype, "rounds": args.rounds, "steps": args.steps, "samples": BATCH, "sigma": args.sigma,
+        "benchmark": "train_step", "dtype": args.dtype, "rounds": args.rounds, "steps": args.steps, "samples": BATCH,
+        "sigma": args.sigma,
         "tokens_per_round": bench.tokens, "gradient_error": error, "losses": losses, "arms": {}, **facts(),
     }  # fmt: skip
     regime = "ragged" if args.sigma else "dense"

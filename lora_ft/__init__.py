@@ -40,6 +40,7 @@ def train(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     listener: "Listener | None" = None,
 ) -> "Run":
     """Train as the recipes say, merged left to right, and return the run.
@@ -50,6 +51,7 @@ def train(
         overrides: "a.b=value" settings, as `--set` on the command line.
         out: run folder; default runs/<name>-<date>-<time>.
         overwrite: move a run that is in the way aside.
+        resume: go on with the run in `out` from its last checkpoint.
         listener: hears of progress; silent by default.
 
     Raises:
@@ -60,4 +62,4 @@ def train(
 
     sources = [r if isinstance(r, Mapping) else Path(r) for r in recipes]
     resolved = load_recipe(sources, presets=[preset] if preset else [], sets=overrides)
-    return run_training(resolved, out=Path(out) if out else None, overwrite=overwrite, listener=listener)
+    return run_training(resolved, out=Path(out) if out else None, overwrite=overwrite, resume=resume, listener=listener)

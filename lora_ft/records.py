@@ -84,12 +84,21 @@ class LossSum:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Output of a model for one example, beside what was wanted."""
+    """Output of a model for one example, beside what was wanted.
+
+    Attributes:
+        where: the row.
+        input: the prompt.
+        output: what the model wrote.
+        reference: what was wanted, or None.
+        cut: whether the prompt was too long and lost its beginning.
+    """
 
     where: str
     input: str
     output: str
     reference: str | None
+    cut: bool = False
 
 
 @dataclass(frozen=True)

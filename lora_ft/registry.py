@@ -105,8 +105,8 @@ class Task(Named, Protocol):
     def prompt(self, processor: Any, example: Example, options: EncodeOptions) -> list[int]:
         """Token ids that ask for the next answer; raises UsageError for a task that does not write."""
 
-    def reference_lengths(self, processor: Any, examples: Sequence[Example]) -> list[int]:
-        """Tokens of each answer that could be generated and judged; empty when nothing can."""
+    def reference_lengths(self, processor: Any, examples: Sequence[Example]) -> list[int | None]:
+        """Tokens of each example's answer that could be generated and judged, None where there is none."""
 
     def generation_defaults(self, model: nn.Module, processor: Any) -> dict[str, Any]:
         """Settings that the model's generation config needs to work as trained, such as where an answer ends."""

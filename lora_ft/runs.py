@@ -64,6 +64,13 @@ class Run:
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         write_text(path, json.dumps({**old, **values}, indent=2, default=str) + "\n")
 
+    def trim_log(self, step: int) -> None:
+        """Drop the records of steps after `step`, which a resumed run will do again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+            write_text(path, "".join(f"{line}\n" for line in lines))
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:

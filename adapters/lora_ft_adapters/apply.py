@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 
 from .errors import AdapterError
@@ -22,8 +23,10 @@ def add_adapter(model: nn.Module, config: PeftConfig, adapter_name: str = "defau
     try:
         with _quiet():
             adapted = get_peft_model(model, config, adapter_name=adapter_name)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise AdapterError(f"the adapter does not fit this model: {error}", "check target_modules") from error
+    if hasattr(adapted.base_model, "update_and_allocate"):
+        raise AdapterError("this method moves rank between layers while it trains, which the loop does not drive yet")
     if not any(True for _ in trainable(adapted)):
         raise AdapterError("nothing is trainable: the adapter added no parameters", "check target_modules")
     return adapted
@@ -35,10 +38,12 @@ def load_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     Raises:
         AdapterError: the folder holds no adapter, or one that does not fit this model.
     """
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise AdapterError(f"{folder} has no adapter_model.safetensors; adapters in pickle files are not read")
     try:
         with _quiet():
             adapted: PeftModel = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise AdapterError(f"the adapter cannot be loaded: {str(error).splitlines()[0]}") from error
     return adapted.eval()
 

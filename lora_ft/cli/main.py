@@ -52,7 +52,7 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; exit codes as in `lora_ft.errors.EXIT_CODES`."""
+    """Run the command line; exit codes as in `lora_ft.errors.EXIT_CODES`, and 130 for Ctrl-C where nothing is saved."""
     # The libraries below draw bars and warnings of their own over ours; a user can still ask for them.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -62,11 +62,6 @@ def main() -> None:
         app()
     except LoraFtError as error:
         sys.exit(_fail(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not fail again
-        sys.exit(0)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         sys.exit(_bug(error))
 

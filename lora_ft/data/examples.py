@@ -24,7 +24,7 @@ def load_examples(
     Raises:
         DataError: no format fits, a column is missing, or rows that are wrong (each named).
     """
-    rows = _renamed(read_rows(source), columns, source)
+    rows = _renamed(read_rows(source), columns, source, answered)
     chosen = _detect(rows, source, answered) if format_name == "auto" else FORMATS.get(format_name)
     if format_name != "auto":
         _check_columns(chosen, rows, source, answered)
@@ -56,19 +56,20 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     )
 
 
-def _renamed(rows: list[Row], columns: Mapping[str, str], source: str) -> list[Row]:
+def _renamed(rows: list[Row], columns: Mapping[str, str], source: str, answered: bool) -> list[Row]:
     if not columns:
         return rows
     found = set().union(*(r.values for r in rows))
     for wanted, theirs in columns.items():
-        if theirs not in found:
+        if theirs not in found and wanted not in found and answered:
             raise DataError(
                 f"data.columns: there is no column {theirs!r} (for {wanted!r}); {did_you_mean(theirs, found)}",
                 where=source,
             )
-    back = {theirs: ours for ours, theirs in columns.items()}
+    back = {theirs: ours for ours, theirs in columns.items() if theirs in found}
     return [
-        Row({back.get(k, k): v for k, v in r.values.items() if k in back or k not in columns}, r.where) for r in rows
+        Row({back.get(k, k): v for k, v in r.values.items() if k in back or k not in back.values()}, r.where)
+        for r in rows
     ]
 
 
@@ -91,9 +92,10 @@ def _detect(rows: Sequence[Row], source: str, answered: bool) -> DataFormat:
 
 
 def _check_columns(chosen: DataFormat, rows: Sequence[Row], source: str, answered: bool) -> None:
-    columns = set().union(*(r.values for r in rows))
-    missing = [c for c in chosen.required if c not in columns and (answered or c != chosen.answer)]
-    if missing:
+    columns = frozenset().union(*(r.values for r in rows))
+    given = columns if answered or not chosen.answer else columns | {chosen.answer}
+    if not chosen.matches(given, [r.values for r in rows[:20]]):
+        missing = [c for c in chosen.required if c not in given] or list(chosen.required)
         raise DataError(
             f"format {chosen.name!r} needs the column {missing[0]!r}; found: {', '.join(sorted(columns))}",
             where=source,

@@ -4,6 +4,7 @@ Every row knows its place, so that an error can say `file:line`.
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 def _json(path: Path) -> Iterator[Row]:
     try:
         value = _parse(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=str(path)) from error
     if isinstance(value, dict):  # {"data": [...]}: one list of rows under any key
         lists = [v for v in value.values() if isinstance(v, list)]
@@ -143,7 +144,7 @@ def _json(path: Path) -> Iterator[Row]:
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**30)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
@@ -187,12 +188,13 @@ def _arrow(path: Path) -> Iterator[Row]:
 
 
 def _read_hub(name: str) -> list[Row]:
+    hub_id, _, split = name.partition(":")
     try:
         import datasets
     except ImportError as error:
         raise _missing("datasets", "hub data") from error
     try:
-        data = datasets.load_dataset(name, split="train")
+        data = datasets.load_dataset(hub_id, split=split or "train")
     except Exception as error:  # the library raises a dozen kinds; all mean that the data cannot be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
@@ -206,6 +208,6 @@ def _missing(package: str, what: str) -> DataError:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _txt, ".md": _txt,
+    ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _txt,
     ".parquet": _arrow, ".arrow": _arrow,
 }  # fmt: skip

@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from lora_ft.errors import ArtifactError, UnsafeError, UsageError
+
+# What Transformers raises for files that are missing, of another kind, corrupt, or need a package that is not there.
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 
 
 def pick_device() -> torch.device:
@@ -52,7 +56,7 @@ def load_processor(source: str) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except LOAD_ERRORS as error:
         raise _unreachable("tokenizer", source, error) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, so sharing the id is harmless
@@ -83,11 +87,19 @@ def load_model(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of Transformers' own internals, nothing a user can act on
-            model = loader.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=False, **extra
+            model, info = loader.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **extra
             )
-    except (OSError, ValueError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise _unreachable("model", source, error) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ArtifactError(
+            f"{len(missing)} tensors of a {type(model).__name__} are not in its files, for example {missing[0]}",
+            where=source,
+            why="they would start at random: the files are incomplete, or of a model for another task",
+            fix="use a complete model of the kind that the task needs",
+        )
     model.requires_grad_(False)
     model.eval()
     return model
@@ -99,7 +111,7 @@ def skeleton(source: str, auto_class: str) -> nn.Module:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
             model: nn.Module = getattr(transformers, auto_class).from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise _unreachable("model", source, error) from error
     return model.requires_grad_(False)
 
@@ -129,14 +141,14 @@ def check_files(source: str) -> None:
 
 def check_lengths(source: str, max_length: int) -> int:
     """`max_length`, or the model's own limit when that is smaller."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = _config(source)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min(max_length, limit) if isinstance(limit, int) and limit > 0 else max_length
 
 
 def stored_dtype(source: str) -> str:
     """Name of the dtype of the base's own files, float32 when its config does not say."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = _config(source)
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or "float32"
     return str(dtype).removeprefix("torch.")
 
@@ -149,6 +161,13 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
             f"the tokenizer has {len(tokenizer)} tokens but the model's embedding only {rows} rows",
             why="tokens were added to the tokenizer without resizing the model, or they do not belong together",
         )
+
+
+def _config(source: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise _unreachable("configuration", source, error) from error
 
 
 def _unreachable(what: str, source: str, error: Exception) -> ArtifactError:

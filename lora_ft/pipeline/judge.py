@@ -58,6 +58,11 @@ class Judge:
         for p in self.task.predict(self.model, self.processor, examples, options):
             predictions.append(p)
             self.listener.progress(what, len(predictions), len(examples))
+        cut = [p.where for p in predictions if p.cut]
+        if cut:
+            self.listener.warn(
+                f"{len(cut)} of {len(predictions)} prompts were too long and lost their beginning ({cut[0]})"
+            )
         return predictions, self.task.judge(predictions)
 
 

@@ -71,7 +71,16 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     tell(report, "training", listener)
     if held_report:
         tell(held_report, "held-out", listener)
+        _warn_of_leaks(samples, held_samples, listener)
     return Prepared(task, source, processor, options, samples, held_samples, held, report, held_report)
+
+
+def _warn_of_leaks(training: Sequence[Sample], held: Sequence[Sample], listener: Listener) -> None:
+    """Held-out rows that are also training rows make every figure too good."""
+    seen = {data_hash([s]) for s in training}
+    both = [s.where for s in held if data_hash([s]) in seen]
+    if both:
+        listener.warn(f"{len(both)} of {len(held)} held-out samples are also in the training data ({both[0]})")
 
 
 def _examples(recipe: Recipe) -> tuple[list[Example], list[Example], str]:
@@ -109,7 +118,9 @@ def answer_options(
     settings = recipe.eval
     if settings.generate == 0 or not examples:
         return None
-    lengths = sorted(task.reference_lengths(processor, examples))
+    known = zip(examples, task.reference_lengths(processor, examples), strict=True)
+    judged = [(e, n) for e, n in known if n is not None]
+    lengths = sorted(n for _, n in judged)
     if not lengths:
         return None
     typical = lengths[int(0.9 * (len(lengths) - 1))]
@@ -117,7 +128,7 @@ def answer_options(
         return None
     rows = AUTO_ROWS if settings.generate == "auto" else settings.generate
     longest = settings.max_new_tokens or max(16, int(1.5 * lengths[-1]))
-    return list(examples[:rows]), PredictOptions(longest, settings.batch_size, encode)
+    return [e for e, _ in judged[:rows]], PredictOptions(longest, settings.batch_size, encode)
 
 
 def data_hash(samples: Sequence[Sample]) -> str:

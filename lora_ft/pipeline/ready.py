@@ -14,13 +14,14 @@ from lora_ft.recipe import Recipe
 from lora_ft.records import Batch, LossSum
 from lora_ft.registry import QUANTIZERS, Task
 from lora_ft.training.batching import step_samples
-from lora_ft_adapters import AdapterError, add_adapter, build_config, trainable
+from lora_ft_adapters import AdapterError, add_adapter, build_config, check_targets, trainable
 from lora_ft_adapters.fast.lora import Lean
 from lora_ft_adapters.fast.verify import Verdict, verify
 
 from .prepare import Prepared, usage
 
 VERIFY_SAMPLES = 4
+VERIFY_TOKENS = 1024
 LossFn = Callable[[Any, Batch], LossSum]
 
 
@@ -39,8 +40,8 @@ def check_method(recipe: Recipe, prepared: Prepared) -> Any:
     """The PEFT config, its targets checked on a model without weights."""
     try:
         config = build_config(recipe.method.type, recipe.method.options(), prepared.task.peft_task_type)
-        add_adapter(skeleton(prepared.source, prepared.task.auto_class), config)
-        return build_config(recipe.method.type, recipe.method.options(), prepared.task.peft_task_type)
+        check_targets(skeleton(prepared.source, prepared.task.auto_class), getattr(config, "target_modules", None))
+        return config
     except AdapterError as error:
         raise usage(error) from error
 
@@ -52,11 +53,24 @@ def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dty
     check_vocabulary(base, prepared.processor)
     base.generation_config.update(**prepared.task.generation_defaults(base, prepared.processor))
     mark = fingerprint(base)
+    batch = _check_batch(recipe, prepared, device)
+    with torch.no_grad():
+        before = prepared.task.loss(base, batch).total
     torch.manual_seed(recipe.seed)  # before the adapter exists, so that its start is the seed's
     try:
         model = add_adapter(base, config)
     except AdapterError as error:
         raise usage(error) from error
+    with torch.no_grad(), model.disable_adapter():
+        after = prepared.task.loss(model.eval(), batch).total
+    if not torch.allclose(before, after, rtol=1e-3 if dtype == torch.float32 else 5e-2):
+        raise UsageError(
+            f"this method changes the base itself: its loss with the adapter switched off goes from "
+            f"{float(before):.4g} to {float(after):.4g}",
+            where="method",
+            why="before and after could not be compared, and the saved adapter would not fit the original base",
+            fix="choose another initialisation",
+        )
     loss, note = _choose_loss(recipe, prepared, model, dtype)
     return Ready(model, loss, dtype, mark, note)
 
@@ -64,10 +78,7 @@ def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dty
 def _choose_loss(recipe: Recipe, prepared: Prepared, model: Any, dtype: torch.dtype) -> tuple[LossFn, str]:
     """The fastest loss that equals the plain one on the first samples; every adapter tensor must get a gradient."""
     task = prepared.task
-    rows = step_samples(0, len(prepared.train), recipe.train.batch_size, recipe.seed)[:VERIFY_SAMPLES]
-    device = next(model.parameters()).device
-    batch = task.collate([prepared.train[i] for i in rows], prepared.processor)
-    batch = {k: v.to(device) for k, v in batch.items()}
+    batch = _check_batch(recipe, prepared, next(model.parameters()).device)
     named = list(trainable(model))
     plain = partial(_total, task.loss, model, batch)
     refused: list[str] = []
@@ -83,6 +94,14 @@ def _choose_loss(recipe: Recipe, prepared: Prepared, model: Any, dtype: torch.dt
     finally:
         model.eval()
     return task.loss, "; ".join(["plain loss", *refused])
+
+
+def _check_batch(recipe: Recipe, prepared: Prepared, device: torch.device) -> Batch:
+    """The shortest samples of the first step, few enough that the plain path's full logits fit where training fits."""
+    rows = step_samples(0, len(prepared.train), recipe.train.batch_size, recipe.seed)
+    samples = sorted((prepared.train[i] for i in rows), key=lambda s: s.length)[:VERIFY_SAMPLES]
+    chosen = [s for n, s in enumerate(samples, 1) if n == 1 or n * s.length <= VERIFY_TOKENS]
+    return {k: v.to(device) for k, v in prepared.task.collate(chosen, prepared.processor).items()}
 
 
 def _total(loss: LossFn, model: Any, batch: Batch) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -13,19 +14,20 @@ import torch
 from safetensors.torch import load_file
 
 from lora_ft import runs
-from lora_ft.errors import ArtifactError, DivergedError, Interrupted, LoraFtError
+from lora_ft.errors import ArtifactError, DivergedError, Interrupted, UsageError
 from lora_ft.models.load import pick_device, pick_dtype, skeleton
 from lora_ft.recipe import Resolved
 from lora_ft.records import Listener, Plan, Silent
+from lora_ft.registry import QUANTIZERS
 from lora_ft.report import model_card, public_name
 from lora_ft.runs import Run
 from lora_ft.training import checkpoint, loop
-from lora_ft.training.batching import micro_batches, steps_per_epoch
+from lora_ft.training.batching import steps_per_epoch
 from lora_ft.training.memory import peak_memory_bytes
-from lora_ft_adapters import add_adapter, count_parameters, trainable
+from lora_ft_adapters import AdapterError, add_adapter, count_parameters, trainable
 
-from .judge import MICRO_BATCH_TOKENS, Judge, answer_rows, token_budget, write_rows
-from .prepare import Prepared, answer_options, data_hash, prepare, versions
+from .judge import Judge, answer_rows, token_budget, write_rows
+from .prepare import Prepared, answer_options, data_hash, prepare, usage, versions
 from .ready import Ready, check_method, make_ready
 
 DEFAULT_EPOCHS = 3.0
@@ -47,17 +49,22 @@ def train(
         LoraFtError: of the kind that the exit code stands for; a started run keeps its checkpoints and its status.
     """
     listener = listener or Silent()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("training with several processes is not supported yet", fix="start lora-ft without a launcher")
     path = out or (Path(resolved.recipe.out) if resolved.recipe.out else runs.default_path(resolved.name))
     run = Run(path) if resume else runs.create(path, overwrite=overwrite)
     if resume and not run.checkpoints.is_dir():
         raise ArtifactError("there is no run to resume", where=str(path), fix="leave --resume out to start it")
     with runs.locked(run):
         checkpoint.clean(run.checkpoints)
+        training = _Training(resolved, run, listener)
         try:
-            _Training(resolved, run, listener).run_all(resume)
-        except LoraFtError as error:
-            status = {Interrupted: "interrupted", DivergedError: "diverged"}.get(type(error), "failed")
-            run.update({"status": status, "error": error.what})
+            training.run_all(resume)
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+            status = "diverged" if isinstance(error, DivergedError) else status
+            if training.begun:  # a run that could not be resumed stays as it was
+                run.update({"status": status, "error": str(getattr(error, "what", repr(error)))})
             raise
         finally:
             listener.finish()
@@ -68,44 +75,77 @@ class _Training:
     def __init__(self, resolved: Resolved, run: Run, listener: Listener) -> None:
         self.resolved, self.recipe, self.run, self.listener = resolved, resolved.recipe, run, listener
         self.started = time.time()
+        self.begun = False
 
     def run_all(self, resume: bool) -> None:
         """All stages in order."""
         recipe, run = self.recipe, self.run
-        run.update({"status": "running", "base": recipe.model, "task": recipe.task, "versions": versions()})
-        runs.write_text(run.path / "recipe.resolved.yaml", self.resolved.text())
+        if not resume:
+            self._begin(self.resolved.text())
         prepared = prepare(recipe, self.listener)
         config = check_method(recipe, prepared)
         device = pick_device()
         dtype, why = pick_dtype(recipe.train.dtype, device)
         self.listener.note(f"base {recipe.model} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
-        runs.write_text(run.path / "recipe.resolved.yaml", self._facts(prepared, dtype, why))
         ready = make_ready(recipe, prepared, config, dtype, device)
-        run.update(
-            {"dtype": str(dtype).removeprefix("torch."), "quant": recipe.quant, "fingerprint": ready.fingerprint}
-        )
-        judge = partial(
-            self._judge, prepared, Judge(prepared.task, ready.model, prepared.processor, ready.loss, self.listener)
-        )
-        old = run.facts.get("metrics", {}).get("before") if resume else None
-        before = old or judge("base", base=True)
-        run.update({"metrics": {"before": before}})
         plan, job = self._job(prepared, ready)
+        if resume:
+            self._check_resume(job)
+        self._begin(self._facts(dtype, why))
+        before = self._before(prepared, ready, dtype, resume)
+        judge = Judge(prepared.task, ready.model, prepared.processor, ready.loss, self.listener)
+        before = before or self._judge(prepared, judge, "base", base=True)
+        run.update({"metrics": {"before": before}})
         self.listener.start(plan)
         outcome = loop.train(job, resume=resume)
         self._save(prepared, ready)
-        after = judge("adapter", base=False)
+        after = self._judge(prepared, judge, "adapter", base=False)
         self._close(prepared, plan, outcome, {"before": before, "after": after})
 
-    def _facts(self, prepared: Prepared, dtype: torch.dtype, why: str) -> str:
+    def _begin(self, recipe_text: str) -> None:
+        self.begun = True
+        recipe = self.recipe
+        self.run.update({"status": "running", "base": recipe.model, "task": recipe.task, "versions": versions()})
+        path = self.run.path / "recipe.resolved.yaml"
+        if self.resolved.name != path.stem:  # a run resumed from its own resolved recipe keeps the origins in it
+            runs.write_text(path, recipe_text)
+
+    def _before(self, prepared: Prepared, ready: Ready, dtype: torch.dtype, resume: bool) -> dict[str, float] | None:
+        """Write down what the run stands on; give the base's figures if an earlier part has them for these rows."""
+        held = data_hash(prepared.held_out)
+        facts = self.run.facts
+        known = resume and facts.get("held_out_hash") == held
+        self.run.update(
+            {
+                "dtype": str(dtype).removeprefix("torch."),
+                "quant": self.recipe.quant,
+                "format": prepared.report.format,
+                "fingerprint": ready.fingerprint,
+                "held_out_hash": held,
+                "encode": {"max_length": prepared.options.max_length},
+            }
+        )
+        return facts.get("metrics", {}).get("before") if known else None
+
+    def _check_resume(self, job: loop.Job) -> None:
+        """Nothing of a run is changed before it is sure that it can go on."""
+        newest = checkpoint.latest(self.run.checkpoints)
+        checkpoint.check_identity(newest, job.identity)
+        self.run.trim_log(int(newest.name.removeprefix("step-")))
+
+    def _facts(self, dtype: torch.dtype, why: str) -> str:
         name = str(dtype).removeprefix("torch.")
+        recipe, train = self.recipe, self.recipe.train
+        # Absolute, so that the run can be used from any folder.
+        paths = {("model",): recipe.model, ("data", "train"): recipe.data.train, ("data", "eval"): recipe.data.eval}
         return self.resolved.text(
             {
+                **{k: (str(Path(p).resolve()), self._origin(*k)) for k, p in paths.items() if p and Path(p).exists()},
                 ("train", "dtype"): (
                     name,
                     why if self.recipe.train.dtype == "auto" else self._origin("train", "dtype"),
                 ),
-                ("data", "format"): (prepared.report.format, f"detected, {self._origin('data', 'format')}"),
+                **({("train", "epochs"): (DEFAULT_EPOCHS, "default")} if not (train.epochs or train.steps) else {}),
                 ("out",): (str(self.run.path), self._origin("out")),
             }
         )
@@ -199,11 +239,10 @@ class _Training:
                 "total_parameters": plan.total_parameters,
                 "fast_path": plan.fast_path,
                 "tokens": outcome.progress.tokens,
-                "tokens_per_s": round(outcome.progress.tokens / max(outcome.seconds, 1e-9), 1),
-                "train_s": round(outcome.seconds, 2),
+                "tokens_per_s": round(outcome.progress.tokens / max(outcome.progress.seconds, 1e-9), 1),
+                "train_s": round(outcome.progress.seconds, 2),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "wall_s": round(time.time() - self.started, 2),
-                "encode": {"max_length": prepared.options.max_length},
             }
         )
         card = model_card(self.recipe, self.run.facts, merged=False, figures={})
@@ -214,12 +253,16 @@ def dry_run(resolved: Resolved, listener: Listener | None = None) -> dict[str, A
     """All checks that need no weights, and what training would do."""
     recipe = resolved.recipe
     prepared = prepare(recipe, listener or Silent())
+    QUANTIZERS.get(recipe.quant).load_arguments(torch.float32)
     config = check_method(recipe, prepared)
-    trains, total = count_parameters(add_adapter(skeleton(prepared.source, prepared.task.auto_class), config))
+    try:
+        adapted = add_adapter(skeleton(prepared.source, prepared.task.auto_class), config)
+    except AdapterError as error:
+        raise usage(error) from error
+    trains, total = count_parameters(adapted)
     per_epoch = steps_per_epoch(len(prepared.train), recipe.train.batch_size)
     steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * per_epoch)
     lengths = [s.length for s in prepared.train]
-    groups = micro_batches(lengths[: recipe.train.batch_size], MICRO_BATCH_TOKENS["cpu"])
     return {
         "status": "dry-run",
         "rows": prepared.report.rows,
@@ -230,7 +273,6 @@ def dry_run(resolved: Resolved, listener: Listener | None = None) -> dict[str, A
         "labelled_tokens": prepared.report.labelled_tokens,
         "longest": max(lengths),
         "steps": steps,
-        "micro_batches_first_step": len(groups),
         "trainable_parameters": trains,
         "total_parameters": total,
         "outcomes": dict(prepared.report.outcomes),

@@ -27,6 +27,7 @@ from .judge import Judge, answer_rows, token_budget, write_rows
 from .prepare import answer_options
 
 DEFAULT_NEW_TOKENS = 256
+MERGE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,7 @@ def _rows_to_judge(loaded: Loaded, data: str | None) -> tuple[list[Any], str, st
         examples, name = load_examples(section.train, section.format, section.columns)
         _, held = split(examples, float(source[:-1]) / 100, loaded.recipe.seed)
         return held, section.train, name
-    columns = section.columns if data is None else {}
-    examples, name = load_examples(source, section.format if data is None else "auto", columns)
+    examples, name = load_examples(source, section.format if data is None else "auto", section.columns)
     return examples, source, name
 
 
@@ -171,7 +171,7 @@ def predict(
 ) -> int:  # fmt: skip
     """Answer every row of `source` and write JSON lines {where, input, output, reference}; returns the number of rows.
 
-    Rows need no answers; a file with the run's own column names is read as in training.
+    Rows need no answers, and may use the column names of the run's own data.
     """
     listener = listener or Silent()
     if output.exists():
@@ -179,12 +179,20 @@ def predict(
     if not output.parent.is_dir():
         raise UsageError("the folder of the output file does not exist", where=str(output))
     loaded = load(run, listener=listener)
-    examples, _ = load_examples(source, "auto", {}, answered=False)
+    examples, _ = load_examples(source, "auto", loaded.recipe.data.columns, answered=False)
     judge = Judge(loaded.task, loaded.model, loaded.processor, loaded.task.loss, listener)
     options = PredictOptions(max_new_tokens, batch_size, loaded.encode)
     predictions, _ = judge.answers(examples, options, "answers")
     write_rows(output, answer_rows(predictions))
     return len(predictions)
+
+
+def _probe_inputs(run: Run) -> list[dict[str, list[int]]]:
+    try:
+        inputs: list[dict[str, list[int]]] = json.loads((run.adapter / "probes.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError("the run's probe inputs are missing or unreadable", where=str(run.adapter)) from error
+    return inputs
 
 
 def merge(
@@ -211,11 +219,13 @@ def export(
     """
     listener = listener or Silent()
     chosen = EXPORTS.get(format_name)
+    if dtype is not None and (dtype not in MERGE_DTYPES or not chosen.full_precision):
+        raise UsageError(f"dtype {dtype!r} does not go with {format_name}", fix=f"merge with {', '.join(MERGE_DTYPES)}")
     exports.check_target(target)
     run = run if isinstance(run, Run) else Run(Path(run))
     quantised = run.facts["quant"] != "none" and not chosen.full_precision
     loaded = load(run, dtype=None if quantised else "float32", quantised=quantised, listener=listener)
-    probes = exports.probe(loaded.model, json.loads((run.adapter / "probes.json").read_text()))
+    probes = exports.probe(loaded.model, _probe_inputs(run))
     artifact = Artifact(
         model=loaded.model,
         processor=loaded.processor,

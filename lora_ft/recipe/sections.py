@@ -19,7 +19,7 @@ class DataSection(_Section):
 
     train: str = Field(
         description="Training rows: a .jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, a folder of these, "
-        "a hub dataset id, or builtin:NAME."
+        "a hub dataset id (org/name or org/name:split), or builtin:NAME."
     )
     eval: str | None = Field("10%", description="Held-out rows: the same kinds, or a share such as 10%, or null.")
     format: str = Field("auto", description="Row layout (`lora-ft list formats`), or auto to detect it.")
@@ -120,3 +120,16 @@ class Recipe(_Section):
     eval: EvalSection = Field(default_factory=EvalSection, description=str(EvalSection.__doc__))
     seed: int = Field(0, ge=0, lt=2**31, description="Of the split, the order, the adapter's start and dropout.")
     out: str | None = Field(None, description="Run folder; default runs/<recipe name>-<date>-<time>.")
+
+    @model_validator(mode="after")
+    def _needs_held_out(self) -> "Recipe":
+        train = self.train
+        wants = {
+            "early_stopping": train.early_stopping,
+            "eval_every": train.eval_every,
+            "lr_scheduler_type: reduce_lr_on_plateau": train.lr_scheduler_type == "reduce_lr_on_plateau",
+        }
+        asked = [name for name, value in wants.items() if value]
+        if asked and self.data.eval is None:
+            raise ValueError(f"train.{asked[0]} needs held-out rows, but data.eval is null")
+        return self

@@ -1,7 +1,7 @@
 """The model card: what was trained on what, with which result. No path of this machine is in it."""
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 from lora_ft.recipe import Recipe, write_yaml
@@ -18,7 +18,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
         merged: whether this folder is a merged model rather than an adapter.
         figures: what verification measured, or empty.
     """
-    hub = "" if recipe.model.startswith(("builtin:", "/", ".", "~")) else recipe.model
+    hub = recipe.model if public_name(recipe.model) == recipe.model and "/" in recipe.model else ""
     head: dict[str, Any] = {
         "library_name": "transformers" if merged else "peft",
         "tags": ["lora-ft", recipe.method.type],
@@ -52,9 +52,8 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
 
 def public_name(name: str) -> str:
     """A hub id or builtin name as it is; of a path only the last part."""
-    if name.startswith("builtin:") or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
-        return name
-    return PurePath(name).name
+    hub_like = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return name if name.startswith("builtin:") or hub_like else Path(name).name
 
 
 def _number(value: float | None) -> str:

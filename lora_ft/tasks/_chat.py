@@ -58,7 +58,7 @@ class ChatTemplate:
         spans: list[tuple[int, int]] = []
         for i in turns:
             text = self._render(messages[: i + 1], tools)
-            start = self._answer_start(messages[:i], text, tools)
+            start = self._answer_start(messages[:i], text, tools, str(messages[i]["content"]))
             if not whole.startswith(text) or start is None:
                 return [self._single(messages[: i + 1], tools) for i in turns]
             spans.append((start, len(text)))
@@ -66,13 +66,17 @@ class ChatTemplate:
 
     def _single(self, messages: Sequence[Message], tools: Any) -> Rendered:
         text = self._render(messages, tools)
-        start = self._answer_start(messages[:-1], text, tools)
+        start = self._answer_start(messages[:-1], text, tools, str(messages[-1]["content"]))
         if start is None:
             raise ValueError("the chat template renders the answer before its own generation prompt")
         return Rendered(text, ((start, len(text)),))
 
-    def _answer_start(self, before: Sequence[Message], text: str, tools: Any) -> int | None:
+    def _answer_start(self, before: Sequence[Message], text: str, tools: Any, answer: str) -> int | None:
         """Where the answer begins in `text`, or None when the prompt is no prefix of it."""
+        if not before:
+            # Nothing asks for the first turn of a conversation that the assistant opens: no prompt to compare with.
+            found = text.rfind(answer.strip())
+            return found if found >= 0 else None
         prompt = self._render(before, tools, generation=True)
         if text.startswith(prompt):
             return len(prompt)
@@ -103,13 +107,16 @@ class ChatTemplate:
             raise ValueError(f"the chat template refuses this conversation: {error}") from error
 
     def _apply(self, messages: Sequence[Message], tools: Any, generation: bool) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            [dict(m) for m in messages],
-            tools=tools,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=generation,
-        )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                [dict(m) for m in messages],
+                tools=tools,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=generation,
+            )
+        except (TypeError, KeyError, AttributeError) as error:  # the template asks a value for what it does not have
+            raise ValueError(f"the chat template cannot render this conversation: {error}") from error
         return text
 
 

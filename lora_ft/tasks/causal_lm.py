@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_ft.errors import UsageError
+from lora_ft.errors import DataError, UsageError
 from lora_ft.records import (
     Batch,
     Encoded,
@@ -55,6 +55,10 @@ class CausalLM:
                 ids, _ = close(ids, ids, processor)
                 return pieces(ids, options.max_length, example.where)
             raw = _is_raw(fields, processor, options)
+            if raw and options.system_prompt:
+                raise ValueError("data.system_prompt needs a chat template; this prompt is written raw")
+            if "messages" in fields and options.template == "none":
+                raise ValueError("data.template: none is for prompt and completion or text; this row has messages")
             texts = [_raw(fields)] if raw else template.conversations(_messages(fields), fields.get("tools"))
             found = []
             for text in texts:
@@ -95,15 +99,17 @@ class CausalLM:
         """Greedy answers to the last question of each example; a final assistant turn is the reference."""
         examples = list(examples)
         template = ChatTemplate(processor, options.encode.system_prompt)
-        questions = [_question(e.fields, processor, template, options.encode) for e in examples]
-        prompts = [_prompt_ids(processor, text, raw, options.encode) for text, _, raw in questions]
+        questions = [_asked(e, processor, template, options.encode) for e in examples]
+        whole = [processor(text, add_special_tokens=raw)["input_ids"] for text, _, raw in questions]
+        prompts = [_fitted(ids, options.encode.max_length) for ids in whole]
         ends = self.generation_defaults(model, processor)["eos_token_id"]
         done: dict[int, Prediction] = {}
         next_up = 0
         for index, new in generate(model, processor, prompts, options, ends):
             text, reference, _ = questions[index]
             answer = processor.decode(new, skip_special_tokens=True)
-            done[index] = Prediction(examples[index].where, text, answer, reference)
+            cut = len(whole[index]) > len(prompts[index])
+            done[index] = Prediction(examples[index].where, text, answer, reference, cut)
             while next_up in done:
                 yield done.pop(next_up)
                 next_up += 1
@@ -111,19 +117,20 @@ class CausalLM:
     def prompt(self, processor: Any, example: Example, options: EncodeOptions) -> list[int]:
         """Token ids of the conversation so far and the generation prompt."""
         text, _, raw = _question(example.fields, processor, ChatTemplate(processor, options.system_prompt), options)
-        return _prompt_ids(processor, text, raw, options)
+        return _fitted(processor(text, add_special_tokens=raw)["input_ids"], options.max_length)
 
-    def reference_lengths(self, processor: Any, examples: Sequence[Example]) -> list[int]:
-        """Tokens of each example's final answer; raw text has none."""
+    def reference_lengths(self, processor: Any, examples: Sequence[Example]) -> list[int | None]:
+        """Tokens of each example's final answer; raw text, and a conversation that ends with the user, have none."""
         answers = [_split_answer(e.fields)[1] for e in examples]
-        return [len(processor(a, add_special_tokens=False)["input_ids"]) + 1 for a in answers if a is not None]
+        return [None if a is None else len(processor(a, add_special_tokens=False)["input_ids"]) + 1 for a in answers]
 
     def generation_defaults(self, model: nn.Module, processor: Any) -> dict[str, Any]:
         """All tokens that end an answer: the tokenizer's, the model's and the one that ends the template's turns."""
-        turn = ChatTemplate(processor).conversations(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        )[0]
-        ids, labels = encode_spans(turn, processor, special=False)
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            ids, labels = encode_spans(ChatTemplate(processor).conversations(talk)[0], processor, special=False)
+        except ValueError:  # a template that wants more than two plain turns
+            ids, labels = [], []
         last = [i for i, x in zip(ids, labels, strict=True) if x != IGNORE][-1:]
         ends = {processor.eos_token_id, *(i for i in last if i in special_ids(processor))}
         own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -161,14 +168,23 @@ def _split_answer(fields: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], s
     if "text" in fields:
         return [{"role": "user", "content": fields["text"]}], None
     messages = _messages(fields)
-    if messages[-1]["role"] != "assistant":
+    if messages[-1]["role"] != "assistant" or len(messages) == 1:
         return messages, None
     return messages[:-1], str(messages[-1]["content"])
 
 
-def _prompt_ids(processor: Any, text: str, raw: bool, options: EncodeOptions) -> list[int]:
-    ids: list[int] = processor(text, add_special_tokens=raw)["input_ids"]
-    return ids[-options.max_length :]
+def _fitted(ids: list[int], limit: int) -> list[int]:
+    """A prompt cut on the left like a training sample: its first token, which may be a BOS, stays."""
+    return ids if len(ids) <= limit else [ids[0], *ids[len(ids) - limit + 1 :]]
+
+
+def _asked(
+    example: Example, processor: Any, template: ChatTemplate, options: EncodeOptions
+) -> tuple[str, str | None, bool]:
+    try:
+        return _question(example.fields, processor, template, options)
+    except ValueError as error:
+        raise DataError(str(error), where=example.where) from error
 
 
 def _question(

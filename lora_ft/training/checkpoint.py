@@ -33,16 +33,20 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         tokens: real tokens seen.
+        seconds: spent in steps.
         best_loss: lowest evaluation loss.
         best_step: step that had it, 0 when there was no evaluation.
+        waited_loss: the last loss that was better by min_delta; what patience is counted from.
         bad_evals: evaluations since then.
         lr_scale: what reduce_lr_on_plateau has made of the rate.
     """
 
     step: int = 0
     tokens: int = 0
+    seconds: float = 0.0
     best_loss: float = float("inf")
     best_step: int = 0
+    waited_loss: float = float("inf")
     bad_evals: int = 0
     lr_scale: float = 1.0
 
@@ -127,11 +131,8 @@ def restore(path: Path, model: PeftModel, optimizer: Optimizer, identity: dict[s
     Raises:
         ArtifactError: it belongs to another base, data set, method or seed; says which.
     """
+    check_identity(path, identity)
     state = json.loads((path / "state.json").read_text())
-    differ = [k for k, v in identity.items() if state["identity"].get(k) != v]
-    if differ:
-        lines = "; ".join(f"{k}: was {state['identity'].get(k)}, now {identity[k]}" for k in differ[:5])
-        raise ArtifactError(f"this run cannot go on from {path.name}", where=str(path), why=lines)
     load_adapter_tensors(path, model)
     tensors = load_file(path / "optim.safetensors")
     torch.set_rng_state(tensors.pop("rng|cpu"))
@@ -143,6 +144,15 @@ def restore(path: Path, model: PeftModel, optimizer: Optimizer, identity: dict[s
     except KeyError as error:
         raise ArtifactError(f"the optimizer state of {error} is missing", where=str(path)) from error
     return Progress(**state["progress"])
+
+
+def check_identity(path: Path, identity: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another base, data set, method or seed; says which differs."""
+    old = json.loads((path / "state.json").read_text())["identity"]
+    differ = [k for k, v in identity.items() if old.get(k) != v]
+    if differ:
+        lines = "; ".join(f"{k}: was {old.get(k)}, now {identity[k]}" for k in differ[:5])
+        raise ArtifactError(f"this run cannot go on from {path.name}", where=str(path), why=lines)
 
 
 def load_adapter_tensors(path: Path, model: PeftModel) -> None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lora_ft.errors import DivergedError, Interrupted
+from lora_ft.errors import DivergedError, Interrupted, UsageError
 from lora_ft.recipe import TrainSection
 from lora_ft.records import Batch, Listener, LossSum, Sample
 from lora_ft_adapters import trainable
@@ -73,13 +73,11 @@ class Outcome:
 
     Attributes:
         progress: final counters.
-        seconds: spent in steps, without evaluation and saving.
         stopped_early: whether early stopping ended it.
         best_step: step of the adapter now in the model.
     """
 
     progress: Progress
-    seconds: float
     stopped_early: bool
     best_step: int
 
@@ -104,16 +102,17 @@ class _Loop:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.progress = Progress()
-        self.seconds = 0.0
         device = next(job.model.parameters()).device
-        self.accelerator = Accelerator(cpu=device.type == "cpu")
+        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+        if self.accelerator.gradient_accumulation_steps != 1:  # it would divide every loss
+            raise UsageError("ACCELERATE_GRADIENT_ACCUMULATION_STEPS is set", fix="unset it; use train.batch_size")
         self.parameters = [p for _, p in trainable(job.model)]
         self.optimizer: Optimizer = build_optimizer(trainable(job.model), job.settings)
 
     def run(self, stop: StopRequest) -> Outcome:
         """Steps, evaluations and saves until the end, early stopping or a signal."""
         job, progress = self.job, self.progress
-        early = False
+        early = self._patience_is_over()
         saved = progress.step
         while progress.step < job.steps and not early:
             self._step()
@@ -123,11 +122,11 @@ class _Loop:
             if best or early or self._due(job.save_every) or stop:
                 self._save()
                 saved = progress.step
-            if stop and progress.step < job.steps:
+            if stop and not early and progress.step < job.steps:
                 raise Interrupted(
                     f"stopped by signal {stop.signal} after step {progress.step}; a checkpoint is saved",
                     where=str(job.checkpoints),
-                    fix="the same command with --resume goes on from there",
+                    fix=f"lora-ft train --resume --out {job.checkpoints.parent}",
                 )
         if saved != progress.step:
             self._save()
@@ -140,7 +139,7 @@ class _Loop:
             checkpoint.load_adapter_tensors(self.job.checkpoints / f"step-{best:08d}", self.job.model)
             self.job.listener.note(f"kept the adapter of step {best}, which had the lowest evaluation loss")
         self.job.model.eval()
-        return Outcome(progress, self.seconds, early, best)
+        return Outcome(progress, early, best)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and (self.progress.step % every == 0 or self.progress.step == self.job.steps)
@@ -157,10 +156,10 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         spent = time.perf_counter() - started
-        self.seconds += spent
         tokens = sum(s.length for s in samples)
         progress.step += 1
         progress.tokens += tokens
+        progress.seconds += spent
         record = {
             "step": progress.step,
             "loss": loss,
@@ -206,7 +205,7 @@ class _Loop:
         raise DivergedError(
             f"training diverged at step {self.progress.step + 1}: {what}",
             where=str(self.job.checkpoints),
-            why="the step was not applied; the last checkpoint holds finite weights",
+            why=f"the step was not applied; {self._last_good()}",
             fix=f"--set train.learning_rate={self.job.settings.learning_rate / 5:g}, or look for broken rows",
         )
 
@@ -219,15 +218,32 @@ class _Loop:
         self.job.log({"step": progress.step, **{f"eval_{k}": v for k, v in metrics.items()}})
         shown = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items())
         self.job.listener.note(f"step {progress.step}: held-out {shown}")
-        stopping = settings.early_stopping
-        better = metrics["loss"] < progress.best_loss - (stopping.min_delta if stopping else 0.0)
-        if better:
-            progress.best_loss, progress.best_step, progress.bad_evals = metrics["loss"], progress.step, 0
-            return True, False
-        progress.bad_evals += 1
-        if settings.lr_scheduler_type == "reduce_lr_on_plateau":
-            progress.lr_scale *= PLATEAU_FACTOR
-        return False, stopping is not None and progress.bad_evals >= stopping.patience
+        best = metrics["loss"] < progress.best_loss
+        if best:
+            progress.best_loss, progress.best_step = metrics["loss"], progress.step
+        least = settings.early_stopping.min_delta if settings.early_stopping else 0.0
+        if metrics["loss"] < progress.waited_loss - least:
+            progress.waited_loss, progress.bad_evals = metrics["loss"], 0
+        else:
+            progress.bad_evals += 1
+            if settings.lr_scheduler_type == "reduce_lr_on_plateau":
+                progress.lr_scale *= PLATEAU_FACTOR
+        return best, self._patience_is_over()
+
+    def _patience_is_over(self) -> bool:
+        stopping = self.job.settings.early_stopping
+        return stopping is not None and self.progress.bad_evals >= stopping.patience
+
+    def _last_good(self) -> str:
+        saved = sorted(p.name for p in self.job.checkpoints.glob("step-*"))
+        return f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved before it"
 
     def _save(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            raise DivergedError(
+                f"training diverged at step {self.progress.step}: adapter weights are not finite",
+                where=str(self.job.checkpoints),
+                why=self._last_good(),
+                fix=f"--set train.learning_rate={self.job.settings.learning_rate / 5:g}",
+            )
         checkpoint.save(self.job.checkpoints, self.job.model, self.optimizer, self.progress, self.job.identity)

@@ -52,8 +52,8 @@ def test_help_is_fast_and_does_not_import_torch():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         times.append(time.perf_counter() - started)
         assert done.stdout.splitlines()[-1] == "False"
-    # 0.2 s on an idle machine; the margin is for two test processes on two cores.
-    assert sorted(times)[1] < 1.0
+    # 0.2 s on an idle machine; promised: 0.4 s. The best of three, because other tests share the two cores.
+    assert min(times) < 0.4
 
 
 def test_train_prints_exactly_one_json_object(cli, recipe_file, tmp_path):
@@ -171,6 +171,8 @@ def test_dry_run_shows_the_mask_and_leaves_nothing_behind(cli, recipe_file, tmp_
     code, out, err = cli("train", recipe_file, "--dry-run")
     assert code == 0, err
     assert "what is learnt in [[ ]]" in out
+    assert cli("train", recipe_file, "--dry-run", "--set", "method.r=-1")[0] == 2
+    assert cli("train", recipe_file, "--dry-run", "--set", "quant=nf5")[0] == 2
     assert "[[{" in out
     assert sorted(tmp_path.iterdir()) == before
 

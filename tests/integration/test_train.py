@@ -1,6 +1,7 @@
 """The whole path on a tiny model: the same numbers as plain PEFT, and artifacts that are what they say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lora_ft.pipeline import train as pipeline_train
 from lora_ft.recipe import load_recipe
 from lora_ft.records import EncodeOptions, Silent
 from lora_ft.tasks.causal_lm import CausalLM
+from lora_ft.training import loop
 from lora_ft.training.batching import step_samples
 from lora_ft.training.schedule import rate_factor
 
@@ -212,16 +214,37 @@ def test_an_interrupted_run_resumed_equals_an_uninterrupted_one(recipe, tmp_path
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_the_best_evaluated_adapter_is_kept_and_early_stopping_stops(recipe, tmp_path):
+def test_early_stopping_counts_only_falls_of_min_delta_but_the_best_is_the_lowest(recipe, tmp_path):
     recipe["train"] |= {"steps": 40, "eval_every": 1, "early_stopping": {"patience": 2, "min_delta": 5}}
     run = lora_ft.train(recipe, out=tmp_path / "run")
     facts = run.facts
     losses = [r["eval_loss"] for r in records(run) if "eval_loss" in r]
+    # No fall is as large as min_delta, so two evaluations after the first are waited for.
     assert facts["stopped_early"]
-    # No fall is as large as min_delta, so the first evaluation stays the best and two more are waited for.
-    assert (facts["best_step"], facts["steps"], len(losses)) == (1, 3, 3)
-    assert losses[0] != pytest.approx(losses[2], rel=1e-4)
-    assert facts["metrics"]["after"]["loss"] == pytest.approx(losses[0], rel=1e-6)
+    assert (facts["steps"], len(losses)) == (3, 3)
+    assert facts["best_step"] == 1 + losses.index(min(losses))
+    # Resumed, it does not train on.
+    again = lora_ft.train(recipe, out=run.path, resume=True)
+    assert again.facts["steps"] == 3
+    assert again.facts["tokens_per_s"] < 1e6
+
+
+def test_the_adapter_with_the_lowest_loss_is_kept(recipe, tmp_path, monkeypatch):
+    """Held-out losses are scripted so that the second evaluation of four is the best."""
+    scripted = iter([3.0, 1.0, 2.0, 4.0])
+
+    recipe["train"] |= {"steps": 4, "eval_every": 1}
+    recipe["eval"]["generate"] = 0
+    made = loop.train
+    monkeypatch.setattr(
+        loop, "train", lambda job, **more: made(replace(job, evaluate=lambda: {"loss": next(scripted)}), **more)
+    )
+    done = lora_ft.train(recipe, out=tmp_path / "run")
+    assert done.facts["best_step"] == 2
+    kept, best = adapter(done.adapter), adapter(done.checkpoints / "step-00000002")
+    assert all(torch.equal(kept[k], best[k]) for k in kept)
+    last = adapter(done.checkpoints / "step-00000004")
+    assert not all(torch.equal(kept[k], last[k]) for k in kept)
 
 
 def test_plateau_halves_the_rate(recipe, tmp_path):
@@ -284,3 +307,130 @@ def test_the_split_used_for_training_is_the_one_judged(recipe, rows_file):
     examples, _ = load_examples(str(rows_file), "auto", {})
     train, held = split(examples, 0.25, 0)
     assert (len(train), len(held)) == (36, 12)
+
+
+def test_held_out_rows_that_are_trained_on_are_told(recipe, tmp_path):
+    warned = []
+
+    class Hear(Silent):
+        def warn(self, text):
+            warned.append(text)
+
+    recipe["data"]["eval"] = recipe["data"]["train"]
+    recipe["train"]["steps"] = 1
+    lora_ft.train(recipe, out=tmp_path / "run", listener=Hear())
+    assert any("48 of 48 held-out samples are also in the training data" in w for w in warned)
+
+
+def test_a_run_can_be_used_from_another_folder(recipe, tmp_path, monkeypatch):
+    import os
+
+    monkeypatch.chdir(tmp_path)
+    recipe["model"] = os.path.relpath(recipe["model"])
+    recipe["data"]["train"] = os.path.relpath(recipe["data"]["train"])
+    recipe["train"]["steps"] = 1
+    run = lora_ft.train(recipe, out="run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert lora_ft.evaluate_run(tmp_path / run.path)[0]["after"]["loss"] == pytest.approx(run.metrics["after"]["loss"])
+
+
+def test_a_launcher_with_several_processes_is_refused_before_anything_is_written(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="several processes"):
+        lora_ft.train(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resume_with_another_recipe_is_refused_and_leaves_the_run_as_it_was(run, recipe, tmp_path):
+    import shutil
+
+    shutil.copytree(run.path, tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    for change in ({"method": {"type": "lora", "r": 8}}, {"data": {**recipe["data"], "train": "gone.jsonl"}}):
+        with pytest.raises((ArtifactError, DataError)):
+            lora_ft.train({**recipe, **change}, out=tmp_path / "run", resume=True)
+        after = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+        assert {k: v for k, v in after.items() if k in before} == before
+
+
+def test_held_out_rows_without_an_answer_do_not_stop_the_run(recipe, tmp_path):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": talk}, {"messages": [*talk, {"role": "user", "content": "and?"}]}]
+    path = tmp_path / "held.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    recipe["data"]["eval"] = str(path)
+    recipe["train"]["steps"] = 1
+    run = lora_ft.train(recipe, out=tmp_path / "run")
+    assert len((run.path / "answers-after.jsonl").read_text().splitlines()) == 1
+    metrics, _, pairs = lora_ft.evaluate_run(run)
+    assert "exact_match" in metrics["after"]
+    assert len(pairs) == 1
+
+
+def test_sharegpt_under_another_column_name_can_be_evaluated_after_training(recipe, tmp_path):
+    rows = [{"chat": [{"from": "human", "value": f"q{i}"}, {"from": "gpt", "value": "a"}]} for i in range(12)]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    recipe["data"] = {"train": str(path), "eval": "25%"}
+    recipe["train"]["steps"] = 1
+    for name in ("auto", "sharegpt"):
+        recipe["data"]["format"] = name
+        run = lora_ft.train(recipe, out=tmp_path / name)
+        assert run.facts["format"] == "sharegpt"
+        assert lora_ft.evaluate_run(run)[0]["after"]["loss"] == pytest.approx(run.metrics["after"]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"type": "lora", "r": 4, "init_lora_weights": "pissa"}, "changes the base itself"),
+        ({"type": "adalora", "total_step": 10}, "moves rank"),
+        ({"type": "lora", "r": -1}, "does not fit this model"),
+    ],
+)
+def test_a_method_that_would_train_something_else_is_refused(recipe, tmp_path, method, said):
+    with pytest.raises(UsageError, match=said):
+        lora_ft.train({**recipe, "method": method}, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["ia3", "vera", "loha", "lokr", "prefix_tuning", "prompt_tuning", "lora-dora"])
+def test_other_peft_methods_train_through_the_same_section(recipe, tmp_path, method):
+    chosen = ["k_proj", "v_proj", "down_proj"]
+    options = {
+        "lora-dora": {"type": "lora", "use_dora": True},
+        "ia3": {
+            "type": "ia3",
+            "target_modules": ["k_proj", "v_proj", "down_proj"],
+            "feedforward_modules": ["down_proj"],
+        },
+        "prefix_tuning": {"type": "prefix_tuning", "num_virtual_tokens": 4},
+        "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 4},
+    }.get(method, {"type": method})
+    recipe["train"] |= {"learning_rate": 0.05, "steps": 8}
+    recipe["eval"]["generate"] = 0
+    run = lora_ft.train({**recipe, "method": options}, out=tmp_path / "run")
+    assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"]
+    assert lora_ft.load(run).model.peft_config
+
+
+def test_a_corrupt_adapter_file_is_no_internal_error(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run.path, tmp_path / "run")
+    file = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        lora_ft.load(tmp_path / "run")
+    file.rename(file.with_name("adapter_model.bin"))
+    with pytest.raises(ArtifactError, match="pickle"):
+        lora_ft.load(tmp_path / "run")
+
+
+def test_a_merge_dtype_that_does_not_exist_is_refused_before_anything_loads(run, tmp_path):
+    with pytest.raises(UsageError, match="fp16"):
+        lora_ft.merge(run, tmp_path / "m", dtype="fp16")
+    with pytest.raises(UsageError, match="does not go with peft"):
+        lora_ft.export(run, tmp_path / "m", format_name="peft", dtype="float32")
+    figures = lora_ft.merge(run, tmp_path / "m", dtype="bfloat16")
+    assert figures["update_kept"] > 0.5

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lora_ft.data._conversation import check_messages
 from lora_ft.records import EncodeOptions, Example
 from lora_ft.tasks.causal_lm import CausalLM
 from tests.tiny import CHATML, GEMMA, LLAMA3, REASONING, tiny_tokenizer
@@ -119,3 +120,30 @@ def test_tools_reach_the_template():
     encode = CausalLM().encoder(tokenizer, EncodeOptions())
     (sample,) = encode(Example({"messages": TALK[:2], "tools": [{"name": "lookup"}]}, "row 1")).samples
     assert tokenizer.decode(sample.inputs["input_ids"]).startswith("lookup|")
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, GEMMA], ids=["chatml", "llama3", "gemma"])
+def test_a_conversation_that_the_assistant_opens_supervises_no_header(template):
+    tokenizer = tiny_tokenizer(template, "</s>")
+    talk = [{"role": "assistant", "content": "Welcome!"}, *TALK[:2]]
+    end = {CHATML: "<|im_end|>", LLAMA3: "<|eot_id|>", GEMMA: "<end_of_turn>"}[template]
+    assert supervised(tokenizer, {"messages": talk}) == [f"Welcome!{end}", f"Hello! How are you?{end}"]
+
+
+def test_tool_call_arguments_are_not_quoted_twice():
+    calls = [{"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+    (message,) = check_messages([{"role": "assistant", "content": None, "tool_calls": calls}])
+    assert message["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    template = CHATML.replace(
+        "m['content'] +",
+        "(m['tool_calls'][0]['function']['arguments'] | tojson if m['tool_calls'] else m['content']) +",
+    )
+    talk = [TALK[0], message]
+    assert supervised(tiny_tokenizer(template), {"messages": talk}) == ['{"a": 1}<|im_end|>']
+
+
+def test_settings_that_could_have_no_effect_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="chat template"):
+        supervised(tiny_tokenizer(None, "</s>"), {"prompt": "a", "completion": "b"}, system_prompt="Be brief.")
+    with pytest.raises(ValueError, match="template: none"):
+        supervised(tokenizer, {"messages": TALK}, template="none")

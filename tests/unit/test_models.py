@@ -148,3 +148,27 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"nonsense")
     with pytest.raises(ArtifactError, match="not a GGUF file"):
         gguf.convert(tmp_path / "x.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B-Instruct", "meta-llama/Llama-3.2-1B", "gpt2"])
+def test_a_hub_id_with_a_dot_is_a_hub_id(name):
+    assert resolve(name, print) == name
+
+
+def test_weights_that_are_not_in_the_files_are_not_made_up(base_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base_folder, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match="up_proj"):
+        load(tmp_path / "m")
+
+
+def test_a_truncated_model_file_is_no_internal_error(base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        load(tmp_path / "m")

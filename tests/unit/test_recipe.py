@@ -104,3 +104,10 @@ def test_every_preset_is_described_and_is_a_recipe_once_it_has_data(name):
 def test_a_malformed_set_is_refused(setting):
     with pytest.raises(UsageError, match="--set"):
         load_recipe([MINIMAL], sets=[setting])
+
+
+@pytest.mark.parametrize("setting", ["train.early_stopping=2", "train.eval_every=5",
+                                     "train.lr_scheduler_type=reduce_lr_on_plateau"])  # fmt: skip
+def test_a_setting_that_needs_held_out_rows_is_refused_without_them(setting):
+    with pytest.raises(UsageError, match="needs held-out rows"):
+        load_recipe([MINIMAL], sets=[setting, "data.eval=null"])

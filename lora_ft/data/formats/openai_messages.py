@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_ft.data._conversation import as_object, check_messages
+from lora_ft.data._conversation import as_object, check_messages, says_from
 from lora_ft.registry import FORMATS
 
 
@@ -17,7 +17,7 @@ class OpenAIMessages:
 
     def matches(self, columns: frozenset[str], first_rows: Sequence[Mapping[str, Any]]) -> bool:
         """A column of lists of objects that have a role."""
-        return "messages" in columns
+        return "messages" in columns and not says_from(first_rows, "messages")
 
     def to_example(self, row: Mapping[str, Any], answered: bool) -> dict[str, Any]:
         """Messages checked; `tools` may be a list or JSON text."""

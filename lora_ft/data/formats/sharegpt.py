@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_ft.data._conversation import as_object, check_messages
+from lora_ft.data._conversation import as_object, check_messages, says_from
 from lora_ft.registry import FORMATS
 
 COLUMNS = ("conversations", "conversation", "dialogue", "dialog", "chat")
@@ -24,11 +24,11 @@ class ShareGPT:
 
     def matches(self, columns: frozenset[str], first_rows: Sequence[Mapping[str, Any]]) -> bool:
         """One of the usual column names, or rows of `messages` that say from/value."""
-        return any(c in columns for c in COLUMNS)
+        return any(c in columns for c in COLUMNS) or says_from(first_rows, "messages")
 
     def to_example(self, row: Mapping[str, Any], answered: bool) -> dict[str, Any]:
         """Roles and keys translated to the canonical ones; a `system` column becomes the first message."""
-        column = next((c for c in COLUMNS if row.get(c)), "conversations")
+        column = next((c for c in (*COLUMNS, "messages") if row.get(c)), "conversations")
         turns = as_object(row.get(column), column)
         if not isinstance(turns, list):
             raise ValueError(f"{column!r} must be a list of turns, got {type(turns).__name__}")
