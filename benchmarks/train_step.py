@@ -20,7 +20,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import json
 import math
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -45,6 +44,7 @@ from lora_ft.records import LossSum, Sample, Silent
 from lora_ft.tasks.causal_lm import CausalLM
 from lora_ft.training import loop
 from lora_ft.training.batching import step_samples
+from lora_ft.training.memory import peak_memory_bytes
 from lora_ft_adapters import add_adapter, build_config, trainable
 from lora_ft_adapters.fast.lora import Lean
 
@@ -220,7 +220,7 @@ def main() -> None:
     bench = Bench(args.steps, args.dtype, args.sigma)
     if args.memory_of:
         bench.arms()[args.memory_of]()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_memory_bytes())
         return
     error = bench.gradient_error()
     limit = GRADIENT_TOLERANCE[args.dtype]

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -48,12 +48,13 @@ def test_help_is_fast_and_does_not_import_torch():
     )
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.stdout.splitlines()[-1] == "False"
-    # 0.2 s on an idle machine; promised: 0.4 s. The best of three, because other tests share the two cores.
-    assert min(times) < 0.4
+    # Processor time, because other tests share the two cores; on an idle machine it is the wall time, 0.2 s.
+    assert sorted(times)[1] < 0.4
 
 
 def test_train_prints_exactly_one_json_object(cli, recipe_file, tmp_path):

@@ -38,7 +38,7 @@ def test_a_pipe_gets_plain_lines_without_control_characters():
 
 
 def test_a_terminal_gets_bars_and_text_as_it_is():
-    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    console = Console(file=io.StringIO(), force_terminal=True, width=160, highlight=False)
     run_through(LiveDisplay(console))
     text = console.file.getvalue()
     assert "read [/red]?[31mrows" in text
