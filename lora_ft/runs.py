@@ -84,6 +84,15 @@ def write_text(path: Path, text: str) -> None:
     os.replace(staged, path)
 
 
+def make_readable(folder: Path) -> None:
+    """Give the files of a published folder the mode of any new file; safetensors writes them for the owner only."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+
+
 def default_path(name: str) -> Path:
     """runs/<name>-<date>-<time>."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -11,6 +11,7 @@ import torch
 from lora_ft.errors import ArtifactError, ResourceError, UsageError
 from lora_ft.records import Artifact, Probe
 from lora_ft.registry import ExportFormat
+from lora_ft.runs import make_readable
 
 
 def probe(model: Any, inputs: Sequence[Mapping[str, Any]]) -> list[Probe]:
@@ -88,6 +89,7 @@ def publish(
         export.write(artifact, staged)
         figures = export.verify(artifact, staged, probes)
         finish(staged, figures)
+        make_readable(staged)
         if target.exists():
             target.rmdir()
         staged.rename(target)

@@ -221,6 +221,7 @@ class _Training:
         source = prepared.held_out or prepared.train
         ids = [{"input_ids": list(s.inputs["input_ids"][:PROBE_TOKENS])} for s in source[:PROBES]]
         (staged / "probes.json").write_text(json.dumps(ids))
+        runs.make_readable(staged)
         shutil.rmtree(self.run.adapter, ignore_errors=True)
         staged.rename(self.run.adapter)
 

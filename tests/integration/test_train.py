@@ -106,6 +106,7 @@ def test_the_merged_model_equals_adapter_on_base_and_needs_no_peft(run, tmp_path
     assert not any("lora" in n for n, _ in merged.named_parameters())
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]  # no staging folder is left
+    assert {oct(p.stat().st_mode & 0o777) for p in (tmp_path / "merged").iterdir()} == {"0o644"}  # a server may read it
 
 
 def test_exported_peft_adapter_is_the_runs(run, tmp_path):
