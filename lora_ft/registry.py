@@ -118,6 +118,9 @@ class Quantizer(Named, Protocol):
     def load_arguments(self, compute_dtype: Any) -> dict[str, Any]:
         """Arguments for Transformers' `from_pretrained`; raises when a package is missing."""
 
+    def prepare(self, model: Any) -> None:
+        """What a model loaded with these arguments needs before it is evaluated and trained in turn."""
+
 
 class ExportFormat(Named, Protocol):
     """A form in which a trained adapter leaves the project."""

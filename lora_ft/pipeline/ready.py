@@ -48,8 +48,7 @@ def check_method(recipe: Recipe, prepared: Prepared) -> Any:
 
 def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dtype, device: torch.device) -> Ready:
     """The base loaded and checked, the adapter on it, and the loss that will be trained with."""
-    arguments = QUANTIZERS.get(recipe.quant).load_arguments(dtype)
-    base = load_model(prepared.source, prepared.task.auto_class, dtype=dtype, device=device, arguments=arguments)
+    base = load_base(recipe, prepared.task, prepared.source, dtype, device)
     check_vocabulary(base, prepared.processor)
     base.generation_config.update(**prepared.task.generation_defaults(base, prepared.processor))
     mark = fingerprint(base)
@@ -73,6 +72,17 @@ def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dty
         )
     loss, note = _choose_loss(recipe, prepared, model, dtype)
     return Ready(model, loss, dtype, mark, note)
+
+
+def load_base(
+    recipe: Recipe, task: Task, source: str, dtype: torch.dtype, device: torch.device, *, quantised: bool = True
+) -> Any:
+    """The recipe's base, quantised as it says unless `quantised` is off."""
+    quantizer = QUANTIZERS.get(recipe.quant if quantised else "none")
+    arguments = quantizer.load_arguments(dtype)
+    model = load_model(source, task.auto_class, dtype=dtype, device=device, arguments=arguments)
+    quantizer.prepare(model)
+    return model
 
 
 def _choose_loss(recipe: Recipe, prepared: Prepared, model: Any, dtype: torch.dtype) -> tuple[LossFn, str]:

@@ -14,17 +14,18 @@ from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.evaluate import compare
 from lora_ft.evaluate.compare import Comparison
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.load import load_model, load_processor, pick_device, stored_dtype
+from lora_ft.models.load import load_processor, pick_device, stored_dtype
 from lora_ft.models.resolve import resolve
 from lora_ft.recipe import Recipe, load_recipe
 from lora_ft.records import Artifact, EncodeOptions, Listener, Prediction, PredictOptions, Silent
-from lora_ft.registry import EXPORTS, QUANTIZERS, TASKS, Task
+from lora_ft.registry import EXPORTS, TASKS, Task
 from lora_ft.report import model_card, public_name
 from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, load_adapter
 
 from .judge import Judge, answer_rows, token_budget, write_rows
 from .prepare import answer_options
+from .ready import load_base
 
 DEFAULT_NEW_TOKENS = 256
 MERGE_DTYPES = ("float32", "bfloat16", "float16")
@@ -99,10 +100,8 @@ def load(
 
 
 def _load_base(recipe: Recipe, task: Task, dtype: str, listener: Listener, *, quantised: bool) -> Any:
-    kind = getattr(torch, dtype)
-    arguments = QUANTIZERS.get(recipe.quant if quantised else "none").load_arguments(kind)
     source = resolve(recipe.model, listener.note)
-    return load_model(source, task.auto_class, dtype=kind, device=pick_device(), arguments=arguments)
+    return load_base(recipe, task, source, getattr(torch, dtype), pick_device(), quantised=quantised)
 
 
 def evaluate_run(

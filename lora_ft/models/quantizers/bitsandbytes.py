@@ -1,6 +1,7 @@
 """bitsandbytes: 4-bit NF4 (Dettmers et al. 2023, QLoRA, arXiv:2305.14314) and 8-bit LLM.int8 (arXiv:2208.07339)."""
 
 import importlib.util
+import logging
 from typing import Any
 
 from lora_ft.errors import UsageError
@@ -29,6 +30,18 @@ class BitsAndBytes:
         if options.get("load_in_4bit"):
             options["bnb_4bit_compute_dtype"] = compute_dtype
         return {"quantization_config": BitsAndBytesConfig(**options)}  # type: ignore[no-untyped-call]
+
+    def prepare(self, model: Any) -> None:
+        """Keep 4-bit weights in the layout that has a backward.
+
+        On a CPU with avx512_bf16, bitsandbytes 0.50 repacks a 4-bit weight in the first forward in evaluation mode, for
+        good, and the product with it passes no gradient: training after an evaluation would silently learn nothing.
+        """
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        # It warns in each product of an 8-bit layer that activations are cast to float16; nothing a user can act on.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 QUANTIZERS.register(

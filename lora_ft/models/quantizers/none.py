@@ -15,5 +15,8 @@ class NoQuantizer:
         """None are needed."""
         return {}
 
+    def prepare(self, model: Any) -> None:
+        """Nothing is needed."""
+
 
 QUANTIZERS.register(NoQuantizer())
