@@ -82,3 +82,10 @@ def test_a_method_registered_twice_raises(monkeypatch):
         register(method)
     with pytest.raises(ValueError, match="lower case"):
         register(Method("Mine", "A method.", method.config_class))
+
+
+def test_an_adapter_that_would_train_nothing_is_refused():
+    config = build_config("lora", {"r": 2}, "CAUSAL_LM")
+    config.inference_mode = True
+    with pytest.raises(AdapterError, match="nothing is trainable"):
+        add_adapter(tiny_llama(50), config)

