@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 from .errors import ArtifactError, ResourceError, UsageError
 
 STATUS_DONE = "completed"
+LOCKS = (".lock", ".lock.json")
+ATTEMPT = ("run.json", "recipe.resolved.yaml", "checkpoints", "answers-before.jsonl")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def create(path: Path, *, overwrite: bool = False) -> Run:
     """
     if path.exists() and not path.is_dir():
         raise UsageError("the output path is a file", where=str(path), fix="--out ANOTHER_DIR")
-    if path.is_dir() and any(p.name != ".lock" for p in path.iterdir()):
+    if path.is_dir() and _trained_nothing(path):
+        with locked(Run(path)):
+            for left in path.iterdir():
+                if left.is_file() and left.name not in LOCKS:
+                    left.unlink()
+    if path.is_dir() and any(p.name not in (*LOCKS, "checkpoints") for p in path.iterdir()):
         if not overwrite:
             raise UsageError(
                 f"the output directory is in use{_what_is_there(path)}",
@@ -123,6 +130,14 @@ def create(path: Path, *, overwrite: bool = False) -> Run:
     except OSError as error:
         raise ResourceError(f"the output directory cannot be written: {error.strerror}", where=str(path)) from error
     return Run(path)
+
+
+def _trained_nothing(path: Path) -> bool:
+    """Whether this is only what a run leaves that failed before its first checkpoint, so that nobody misses it."""
+    names = {p.name for p in path.iterdir()}
+    checkpoints = path / "checkpoints"
+    empty = not checkpoints.is_dir() or not any(checkpoints.iterdir())
+    return "run.json" in names and names <= {*LOCKS, *ATTEMPT} and empty
 
 
 def _what_is_there(path: Path) -> str:

@@ -23,7 +23,7 @@ def convert(file: Path, target: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise ArtifactError(
             f"Transformers cannot read this GGUF file: {str(error).splitlines()[0]}",
             where=str(file),

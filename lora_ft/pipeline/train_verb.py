@@ -106,6 +106,7 @@ class _Training:
         self.begun = True
         recipe = self.recipe
         self.run.update({"status": "running", "base": recipe.model, "task": recipe.task, "versions": versions()})
+        self.run.update({"error": None})
         path = self.run.path / "recipe.resolved.yaml"
         if self.resolved.name != path.stem:  # a run resumed from its own resolved recipe keeps the origins in it
             runs.write_text(path, recipe_text)

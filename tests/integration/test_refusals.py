@@ -169,3 +169,15 @@ def test_a_merge_dtype_that_does_not_exist_is_refused_before_anything_loads(run,
         lora_ft.export(run, tmp_path / "m", format_name="peft", dtype="float32")
     figures = lora_ft.merge(run, tmp_path / "m", dtype="bfloat16")
     assert figures["update_kept"] > 0.5
+
+
+def test_after_a_mistake_the_same_folder_can_be_used_once_it_is_mended(recipe, tmp_path):
+    wrong = {**recipe, "data": {**recipe["data"], "max_length": 4}}
+    with pytest.raises(DataError):
+        lora_ft.train(wrong, out=tmp_path / "run")
+    assert lora_ft.Run(tmp_path / "run").facts["status"] == "failed"
+    recipe["train"]["steps"] = 1
+    facts = lora_ft.train(recipe, out=tmp_path / "run").facts
+    assert (facts["status"], facts["error"]) == ("completed", None)
+    with pytest.raises(UsageError, match="in use"):
+        lora_ft.train(recipe, out=tmp_path / "run")

@@ -114,15 +114,15 @@ def test_a_gguf_file_becomes_a_plain_folder_with_the_same_weights(tmp_path, monk
     writer.add_head_count(4)
     writer.add_head_count_kv(4)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(5)
+    writer.add_vocab_size(6)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<s>", "</s>", "a", "b", "ab"])
-    writer.add_token_types([3, 3, 1, 1, 1])
-    writer.add_token_merges(["a b"])
+    writer.add_token_list(["<s>", "</s>", "a", "b", "ab", "aba"])
+    writer.add_token_types([3, 3, 1, 1, 1, 1])
+    writer.add_token_merges(["a b", "ab a"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     shapes = {
-        "token_embd.weight": (5, 32), "output_norm.weight": (32,), "output.weight": (5, 32),
+        "token_embd.weight": (6, 32), "output_norm.weight": (32,), "output.weight": (6, 32),
         "blk.0.attn_norm.weight": (32,), "blk.0.ffn_norm.weight": (32,), "blk.0.attn_q.weight": (32, 32),
         "blk.0.attn_k.weight": (32, 32), "blk.0.attn_v.weight": (32, 32), "blk.0.attn_output.weight": (32, 32),
         "blk.0.ffn_gate.weight": (64, 32), "blk.0.ffn_up.weight": (64, 32), "blk.0.ffn_down.weight": (32, 64),
