@@ -76,3 +76,27 @@ def test_the_demo_data_is_what_its_generator_writes(tmp_path, monkeypatch):
     held = [json.loads(json.loads(line)["completion"]) for line in rows["support-heldout"].splitlines()]
     for key in ("product", "order"):
         assert not ({r[key] for r in seen} & {r[key] for r in held}) - {None}
+
+
+def test_the_readme_names_only_verbs_options_and_keys_that_exist():
+    import re
+
+    from lora_ft.cli.main import app
+    from lora_ft.recipe import load_recipe
+    from lora_ft.recipe.yaml import parse_yaml
+
+    text = (ROOT / "README.md").read_text()
+    verbs = {c.name for c in app.registered_commands}
+    named = re.findall(r"lora-ft ([a-z]+)\b(?! is| reach)", text)
+    assert set(named) <= verbs, set(named) - verbs
+    assert verbs <= set(named)
+    source = "".join(p.read_text() for p in (ROOT / "lora_ft" / "cli").glob("*.py"))
+    for option in set(re.findall(r"(?<![-\w])--([a-z][a-z-]+)", text)) - {"strict"}:
+        assert f'"--{option}"' in source or re.search(rf"\b{option.replace('-', '_')}: Annotated", source), option
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        compile(block, "README.md", "exec")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    whole = [parse_yaml(b, "README.md")[0] for b in blocks]
+    assert load_recipe([whole[0], *whole[1:]]).recipe.train.learning_rate == 2e-4
+    for setting in re.findall(r"--set ([\w.]+=[\w.-]+)", text):
+        load_recipe([whole[0]], sets=[setting])

@@ -42,7 +42,9 @@ class Chat:
         loaded = self._loaded
         self._messages.append({"role": "user", "content": text})
         ids = loaded.task.prompt(loaded.processor, Example({"messages": self._messages}, "chat"), self._encode)
-        streamer = TextIteratorStreamer(loaded.processor, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextIteratorStreamer(
+            loaded.processor, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         inputs = loaded.processor.pad({"input_ids": [ids]}, return_tensors="pt").to(loaded.model.device)
         failed: list[BaseException] = []
 

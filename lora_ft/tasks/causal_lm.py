@@ -76,7 +76,7 @@ class CausalLM:
         start = 0
         for end in range(1, len(ids) + 1):
             if end == len(ids) or (labels[end] == IGNORE) != (labels[start] == IGNORE):
-                text = processor.decode(list(ids[start:end]))
+                text = processor.decode(list(ids[start:end]), clean_up_tokenization_spaces=False)
                 parts.append(text if labels[start] == IGNORE else f"[[{text}]]")
                 start = end
         return "".join(parts)
@@ -107,7 +107,7 @@ class CausalLM:
         next_up = 0
         for index, new in generate(model, processor, prompts, options, ends):
             text, reference, _ = questions[index]
-            answer = processor.decode(new, skip_special_tokens=True)
+            answer = processor.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             cut = len(whole[index]) > len(prompts[index])
             done[index] = Prediction(examples[index].where, text, answer, reference, cut)
             while next_up in done:
