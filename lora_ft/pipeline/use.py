@@ -165,14 +165,14 @@ def _rows_to_judge(loaded: Loaded, data: str | None) -> tuple[list[Any], str, st
 
 
 def predict(
-    run: Run | str | Path, source: str, output: Path, *, max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    run: Run | str | Path, source: str, output: str | Path, *, max_new_tokens: int = DEFAULT_NEW_TOKENS,
     batch_size: int = 16, listener: Listener | None = None,
 ) -> int:  # fmt: skip
     """Answer every row of `source` and write JSON lines {where, input, output, reference}; returns the number of rows.
 
     Rows need no answers, and may use the column names of the run's own data.
     """
-    listener = listener or Silent()
+    listener, output = listener or Silent(), Path(output)
     if output.exists():
         raise UsageError("the output file exists", where=str(output), fix="--output ANOTHER.jsonl")
     if not output.parent.is_dir():
@@ -195,14 +195,19 @@ def _probe_inputs(run: Run) -> list[dict[str, list[int]]]:
 
 
 def merge(
-    run: Run | str | Path, target: Path, *, dtype: str | None = None, listener: Listener | None = None
+    run: Run | str | Path, target: str | Path, *, dtype: str | None = None, listener: Listener | None = None
 ) -> dict[str, float]:
     """Merge a run's adapter into its base: a plain Transformers model, verified after it was read back."""
     return export(run, target, format_name="merged", dtype=dtype, listener=listener)
 
 
 def export(
-    run: Run | str | Path, target: Path, *, format_name: str, dtype: str | None = None, listener: Listener | None = None
+    run: Run | str | Path,
+    target: str | Path,
+    *,
+    format_name: str,
+    dtype: str | None = None,
+    listener: Listener | None = None,
 ) -> dict[str, float]:
     """Write a run's adapter in an export format; nothing is published that differs from adapter on base.
 
@@ -217,7 +222,7 @@ def export(
         What verification measured.
     """
     listener = listener or Silent()
-    chosen = EXPORTS.get(format_name)
+    chosen, target = EXPORTS.get(format_name), Path(target)
     if dtype is not None and (dtype not in MERGE_DTYPES or not chosen.full_precision):
         raise UsageError(f"dtype {dtype!r} does not go with {format_name}", fix=f"merge with {', '.join(MERGE_DTYPES)}")
     exports.check_target(target)

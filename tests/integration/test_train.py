@@ -97,7 +97,7 @@ def test_stock_peft_loads_the_adapter_without_any_difference(run, recipe):
 
 
 def test_the_merged_model_equals_adapter_on_base_and_needs_no_peft(run, tmp_path):
-    figures = lora_ft.merge(run, tmp_path / "merged")
+    figures = lora_ft.merge(str(run.path), str(tmp_path / "merged"))
     assert figures["max_difference"] <= 1e-4
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     loaded = lora_ft.load(run)
@@ -110,7 +110,7 @@ def test_the_merged_model_equals_adapter_on_base_and_needs_no_peft(run, tmp_path
 
 
 def test_exported_peft_adapter_is_the_runs(run, tmp_path):
-    lora_ft.export(run, tmp_path / "adapter", format_name="peft")
+    lora_ft.export(run, str(tmp_path / "adapter"), format_name="peft")
     ours, theirs = adapter(run.adapter), adapter(tmp_path / "adapter")
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
@@ -128,7 +128,10 @@ def test_eval_judges_base_and_adapter_on_the_same_rows(run, rows_file):
 
 def test_predictions_do_not_depend_on_the_batch(run, rows_file, tmp_path):
     for size in (1, 7):
-        assert lora_ft.predict(run, str(rows_file), tmp_path / f"{size}.jsonl", max_new_tokens=6, batch_size=size) == 48
+        assert (
+            lora_ft.predict(run, str(rows_file), str(tmp_path / f"{size}.jsonl"), max_new_tokens=6, batch_size=size)
+            == 48
+        )
     one, seven = ((tmp_path / f"{n}.jsonl").read_text().splitlines() for n in (1, 7))
     assert one == seven
     assert json.loads(one[3])["reference"] == '{"n": 3, "word": ""}'

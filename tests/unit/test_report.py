@@ -49,7 +49,9 @@ def test_nobody_reading_does_not_stop_a_run():
     out = io.StringIO()
     listener = make_listener(out)
     out.close()
-    listener.note("still here")
+    with pytest.raises(ValueError, match="closed"):
+        out.write("x")
+    listener.note("still here")  # raises nothing
 
 
 def test_tables_show_both_sides_and_escape_what_models_write():
