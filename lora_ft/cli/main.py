@@ -1,6 +1,7 @@
 """The typer app, one file per verb, and the one place that turns errors into exit codes."""
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -58,6 +59,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends another package at every import
     try:
         app()
     except LoraFtError as error:

@@ -42,8 +42,10 @@ def read_rows(source: str) -> list[Row]:
     if path.is_file():
         return _read_file(path)
     if path.suffix.lower() in READERS or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        nearby = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = f"; {did_you_mean(path.name, nearby)}" if nearby else f"; the folder {path.parent} does not exist"
+        if not path.parent.is_dir():
+            raise DataError(f"data file not found: the folder {path.parent} does not exist", where=source)
+        nearby = [p.name for p in path.parent.iterdir() if p.suffix.lower() in READERS]
+        hint = f"; {did_you_mean(path.name, nearby)}" if nearby else f"; there is no data file in {path.parent}"
         raise DataError(f"data file not found{hint}", where=source)
     return _read_hub(source)
 

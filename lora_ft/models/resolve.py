@@ -42,7 +42,8 @@ def resolve(name: str, say: Callable[[str], None]) -> str:
             )
         return str(path)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix.lower() in FILE_SUFFIXES:
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = [p.name for p in beside if (p / "config.json").is_file() or p.suffix == ".gguf"]
         hint = f"; {did_you_mean(path.name, near)}" if near else ""
         raise ArtifactError(f"model folder not found{hint}", where=name)
     return name
