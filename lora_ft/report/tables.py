@@ -28,7 +28,8 @@ def before_after(metrics: Mapping[str, Mapping[str, float]], stream: TextIO, tit
 def flips(rows: Sequence[tuple[str, str, str, str]], stream: TextIO, title: str) -> None:
     """Rows whose verdict changed: (where, wanted, base's answer, adapter's answer)."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for head in ("row", "wanted", "base", "with adapter"):
+    table.add_column("row", no_wrap=True, min_width=max((len(r[0]) for r in rows), default=3))
+    for head in ("wanted", "base", "with adapter"):
         table.add_column(head, overflow="ellipsis", max_width=44, no_wrap=True)
     for row in rows:
         table.add_row(*(escape(clean(v.replace("\n", " "))) for v in row))

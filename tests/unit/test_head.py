@@ -35,6 +35,15 @@ def gradients(model, loss):
     return torch.cat([p.grad.flatten() for _, p in trainable(model)])
 
 
+def fast_against_plain(model, ids, labels):
+    return verify(
+        lambda: labelled_loss(model, {"input_ids": ids}, labels).loss_sum,
+        lambda: plain_loss(model, {"input_ids": ids}, labels).loss_sum,
+        [p for _, p in trainable(model)],
+        torch.float32,
+    )
+
+
 def test_head_at_labels_equals_cross_entropy_in_float64():
     torch.manual_seed(0)
     h = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
@@ -108,11 +117,7 @@ def test_a_model_that_scales_its_logits_switches_the_fast_path_off(adapted):
         return out
 
     base.forward = soft_capped
-    verdict = verify(
-        lambda: labelled_loss(adapted, {"input_ids": ids}, labels).loss_sum,
-        lambda: plain_loss(adapted, {"input_ids": ids}, labels).loss_sum,
-        [p for _, p in trainable(adapted)], torch.float32,
-    )  # fmt: skip
+    verdict = fast_against_plain(adapted, ids, labels)
     assert not verdict.exact
     assert "differs" in verdict.reason
 
@@ -122,11 +127,7 @@ def test_verification_restores_zero_weights_and_random_state():
     ids, labels = batch()
     before = {n: p.clone() for n, p in trainable(model)}
     state = torch.get_rng_state()
-    verdict = verify(
-        lambda: labelled_loss(model, {"input_ids": ids}, labels).loss_sum,
-        lambda: plain_loss(model, {"input_ids": ids}, labels).loss_sum,
-        [p for _, p in trainable(model)], torch.float32,
-    )  # fmt: skip
+    verdict = fast_against_plain(model, ids, labels)
     assert verdict.exact, verdict.reason
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in trainable(model))
@@ -137,11 +138,7 @@ def test_a_trained_or_adapted_head_is_not_bypassed():
     model.config.tie_word_embeddings = False
     adapted = add_adapter(model, build_config("lora", {"r": 2, "target_modules": ["lm_head", "q_proj"]}, "CAUSAL_LM"))
     ids, labels = batch()
-    verdict = verify(
-        lambda: labelled_loss(adapted, {"input_ids": ids}, labels).loss_sum,
-        lambda: plain_loss(adapted, {"input_ids": ids}, labels).loss_sum,
-        [p for _, p in trainable(adapted)], torch.float32,
-    )  # fmt: skip
+    verdict = fast_against_plain(adapted, ids, labels)
     assert not verdict.exact
     assert "output head" in verdict.reason
 

@@ -59,7 +59,8 @@ def test_tables_show_both_sides_and_escape_what_models_write():
     before_after({"before": {"loss": 1.0}, "after": {"loss": 0.5, "exact_match": 1.0}}, out, "title")
     assert "1.0000" in out.getvalue()
     assert "-0.5000" in out.getvalue()
-    flips([("row 1", "[red]want", "got\x07", "x")], out, "gained")
+    flips([("rows.jsonl:17", "[red]want" + "w" * 99, "got\x07", "x" * 99)], out, "gained")
+    assert "rows.jsonl:17" in out.getvalue()  # long answers must not push the place away
     assert "[red]want" in out.getvalue()
     assert "\x07" not in out.getvalue()
 
