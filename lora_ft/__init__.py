@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .pipeline.algebra import combine, compress, convert, extract
     from .pipeline.use import Loaded, evaluate_run, export, load, merge, predict
     from .records import Listener
     from .runs import Run
 
 __version__ = "0.1.0"
 
-__all__ = ["Loaded", "Run", "__version__", "evaluate_run", "export", "load", "merge", "predict", "train"]
+__all__ = [
+    "Loaded", "Run", "__version__", "combine", "compress", "convert", "evaluate_run", "export", "extract", "load",
+    "merge", "predict", "train",
+]  # fmt: skip
 
 _HOMES = {
-    "Loaded": "pipeline", "Run": "runs", "evaluate_run": "pipeline", "export": "pipeline", "load": "pipeline",
+    "Loaded": "pipeline", "Run": "runs", "combine": "pipeline", "compress": "pipeline", "convert": "pipeline",
+    "extract": "pipeline", "evaluate_run": "pipeline", "export": "pipeline", "load": "pipeline",
     "merge": "pipeline", "predict": "pipeline",
 }  # fmt: skip
 

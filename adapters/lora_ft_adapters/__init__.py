@@ -1,7 +1,7 @@
-"""Adapters for any `nn.Module`: build one by name, apply it, see what trains.
+"""Adapters for any `nn.Module`: build one by name, apply it, see what trains, switch, save, merge and combine.
 
     import lora_ft_adapters as adapters
-    model = adapters.add_adapter(model, adapters.build_config("lora", {"r": 8}))
+    model = adapters.add_adapter(model, adapters.build_config("lora", {"r": 8}, model=model))
 
 Needs torch and peft, and nothing of lora_ft. Names are resolved on first use, so that importing the package, or
 its `errors`, does not import torch.
@@ -11,33 +11,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .apply import add_adapter, count_parameters, load_adapter, trainable
+    from .apply import (
+        active,
+        add_adapter,
+        count_parameters,
+        load_adapter,
+        merge,
+        save_adapter,
+        state_of,
+        trainable,
+        unsaved,
+    )
+    from .behaviour import Calibration
     from .errors import AdapterError
     from .registry import Method, build_config, list_methods, register
-    from .targets import check_targets
+    from .targets import check_targets, resolve_targets
 
 _HOMES = {
-    "AdapterError": "errors", "Method": "registry", "add_adapter": "apply", "build_config": "registry",
-    "check_targets": "targets", "count_parameters": "apply", "load_adapter": "apply", "list_methods": "registry",
-    "register": "registry",
-    "trainable": "apply",
+    "apply": (
+        "active", "add_adapter", "count_parameters", "load_adapter", "merge", "save_adapter", "state_of", "trainable",
+        "unsaved",
+    ),
+    "behaviour": ("Calibration",),
+    "errors": ("AdapterError",),
+    "registry": ("Method", "build_config", "list_methods", "register"),
+    "targets": ("check_targets", "resolve_targets"),
 }  # fmt: skip
 
 __all__ = [
     "AdapterError",
+    "Calibration",
     "Method",
+    "active",
     "add_adapter",
     "build_config",
     "check_targets",
     "count_parameters",
     "list_methods",
     "load_adapter",
+    "merge",
     "register",
+    "resolve_targets",
+    "save_adapter",
+    "state_of",
     "trainable",
-]  # fmt: skip
+    "unsaved",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

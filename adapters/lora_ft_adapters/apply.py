@@ -1,39 +1,80 @@
-"""Put an adapter on a model, freeze the rest, and say what trains."""
+"""Put adapters on a model, freeze the rest, switch, save, load and merge them, and say what trains."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
+from .behaviour import Calibration, behaviour_of, quiet
 from .errors import AdapterError
-from .targets import check_targets
+from .targets import check_targets, resolve_targets
+
+# What PEFT raises for a model, an option or a file that does not fit.
+_MISFITS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    AssertionError,
+)
 
 
-def add_adapter(model: nn.Module, config: PeftConfig, adapter_name: str = "default") -> PeftModel:
-    """Wrap `model` with the adapter that `config` describes; every other parameter is frozen.
+def add_adapter(
+    model: nn.Module, config: PeftConfig, adapter_name: str = "default", data: Calibration | None = None
+) -> PeftModel:
+    """Put the adapter that `config` describes on `model`; every other parameter is frozen.
+
+    Args:
+        model: any module, or a PeftModel that gets a further adapter beside those it has; the new one is active.
+        config: from `build_config`, or any PEFT config.
+        adapter_name: names the adapter where there are several.
+        data: for methods that look at training data before they start (EVA, CorDA, LoRA-GA, LoftQ).
 
     Raises:
         AdapterError: a target that matches nothing, options that PEFT refuses for this model, or nothing to train.
     """
-    check_targets(model, getattr(config, "target_modules", None))
+    if "." in adapter_name or not adapter_name:
+        raise AdapterError(f"adapter name {adapter_name!r}: a dot would split it in the saved tensors' names")
+    targets: Any = getattr(config, "target_modules", None)
+    check_targets(model, targets)
+    if targets and not isinstance(targets, str):
+        config.__dict__["target_modules"] = set(resolve_targets(model, targets))
     try:
-        with _quiet():
-            adapted = get_peft_model(model, config, adapter_name=adapter_name)
-    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        with quiet():
+            adapted = _put(model, config, adapter_name, data)
+    except AdapterError:
+        raise
+    except _MISFITS as error:
         raise AdapterError(f"the adapter does not fit this model: {error}", "check target_modules") from error
-    if hasattr(adapted.base_model, "update_and_allocate"):
-        raise AdapterError("this method moves rank between layers while it trains, which the loop does not drive yet")
     if not any(True for _ in trainable(adapted)):
         raise AdapterError("nothing is trainable: the adapter added no parameters", "check target_modules")
     return adapted
 
 
+def _put(model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibration | None) -> PeftModel:
+    behaviour = behaviour_of(config)
+    if isinstance(model, PeftModel) and adapter_name in model.peft_config:
+        raise AdapterError(f"there is an adapter called {adapter_name!r} already", "choose another adapter_name")
+    adapted = behaviour.add(model, config, adapter_name, data)
+    behaviour.attach(adapted)
+    return adapted
+
+
 def load_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> PeftModel:
     """Put the adapter saved in `folder` (PEFT's layout) on `model`, frozen, in evaluation mode.
+
+    Args:
+        model: any module, or a PeftModel that gets a further adapter; the loaded one is active.
+        folder: with adapter_config.json and adapter_model.safetensors.
+        adapter_name: any name, whatever it was called when it was saved.
 
     Raises:
         AdapterError: the folder holds no adapter, or one that does not fit this model.
@@ -41,21 +82,140 @@ def load_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise AdapterError(f"{folder} has no adapter_model.safetensors; adapters in pickle files are not read")
     try:
-        with _quiet():
-            adapted: PeftModel = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise AdapterError(f"the adapter cannot be loaded: {str(error).splitlines()[0]}") from error
+        with quiet():
+            config = read_config(folder)
+            if isinstance(model, PeftModel):
+                adapted = model
+                _check_loaded(adapted.load_adapter(str(folder), adapter_name))
+                adapted.set_adapter(adapter_name, inference_mode=True)
+            else:
+                adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, config=config)
+            behaviour_of(config).attach(adapted)
+    except (*_MISFITS, OSError, SafetensorError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise AdapterError(f"the adapter cannot be loaded: {first}") from error
     return adapted.eval()
 
 
+def read_config(folder: str | Path) -> PeftConfig:
+    """The PEFT config saved in `folder`; methods of ours are registered first."""
+    from .registry import list_methods
+
+    list_methods()
+    kind = PeftConfig._get_peft_type(str(folder))
+    known = {str(getattr(k, "value", k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in known:
+        raise AdapterError(f"the adapter is of type {kind!r}, which neither PEFT nor this version knows")
+    config: PeftConfig = known[kind].from_pretrained(str(folder))
+    config.inference_mode = True
+    return config
+
+
+def _check_loaded(result: Any) -> None:
+    if result.unexpected_keys:
+        raise AdapterError(f"the adapter file has the unknown tensor {result.unexpected_keys[0]}")
+
+
+def save_adapter(model: PeftModel, folder: str | Path, adapter_name: str = "default", base: str = "") -> Path:
+    """Write one adapter in PEFT's layout into `folder` itself, whatever its name; returns the folder.
+
+    Args:
+        model: with the adapter.
+        folder: made if need be.
+        adapter_name: which adapter.
+        base: what the config says it belongs to, never a path of this machine.
+
+    Raises:
+        AdapterError: there is no adapter of this name.
+    """
+    if adapter_name not in model.peft_config:
+        raise AdapterError(f"there is no adapter {adapter_name!r}; there are: {', '.join(model.peft_config)}")
+    folder = Path(folder)
+    model.peft_config[adapter_name].base_model_name_or_path = base
+    with quiet():
+        model.save_pretrained(
+            str(folder), safe_serialization=True, save_embedding_layers=False, selected_adapters=[adapter_name]
+        )
+    inner = folder / adapter_name
+    if adapter_name != "default" and inner.is_dir():  # PEFT puts every adapter but "default" into a folder of its own
+        for path in inner.iterdir():
+            path.replace(folder / path.name)
+        inner.rmdir()
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template of empty headings
+    return folder
+
+
+def state_of(model: PeftModel, adapter_name: str = "default") -> dict[str, Tensor]:
+    """The tensors that are saved for an adapter, by the names they are saved under."""
+    held: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    return held
+
+
+def unsaved(model: PeftModel, adapter_name: str = "default") -> list[str]:
+    """Names of parameters that train but would not be saved.
+
+    PEFT keeps of a prompt network only what it puts out, which is all that is needed to use it.
+    """
+    if model.peft_config[adapter_name].is_prompt_learning:
+        return []
+    kept = {t.data_ptr() for t in state_of(model, adapter_name).values()}
+    return [n for n, p in trainable(model) if p.numel() and p.data_ptr() not in kept]
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # PEFT asks Transformers through a name that Transformers 5.23 has renamed.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        # A model of a user's own has no Transformers config; PEFT only warns that it cannot read one.
-        warnings.filterwarnings("ignore", message=".*(config|base_model_name_or_path).*", category=UserWarning)
-        yield
+def active(model: PeftModel, *adapter_names: str) -> Iterator[PeftModel]:
+    """In this context exactly these adapters are active, and none when no name is given; then as before."""
+    if not adapter_names:
+        with model.disable_adapter():
+            yield model
+        return
+    unknown = [n for n in adapter_names if n not in model.peft_config]
+    if unknown:
+        raise AdapterError(f"there is no adapter {unknown[0]!r}; there are: {', '.join(model.peft_config)}")
+    before = model.active_adapters
+    grads = {n: p.requires_grad for n, p in model.named_parameters()}
+    _activate(model, list(adapter_names))
+    try:
+        yield model
+    finally:
+        _activate(model, list(before))
+        for name, p in model.named_parameters():
+            p.requires_grad_(grads[name])
+
+
+def _activate(model: PeftModel, names: list[str]) -> None:
+    if len(names) == 1:
+        model.set_adapter(names[0])
+    else:
+        tuner: Any = model.base_model
+        tuner.set_adapter(names)
+
+
+def merge(model: PeftModel) -> nn.Module:
+    """The base with the active adapters merged into its weights, without any adapter layer.
+
+    Raises:
+        AdapterError: the method cannot be merged; says why.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        raise AdapterError(f"{_kind(model)} cannot be merged: it adds inputs, not weights")
+    try:
+        fold: Any = model.merge_and_unload
+        with quiet():
+            merged: nn.Module = fold(safe_merge=True)
+    except (NotImplementedError, AttributeError) as error:
+        why = str(error) or "PEFT has no merge for it"
+        raise AdapterError(f"{_kind(model)} cannot be merged: {why}") from error
+    except ValueError as error:
+        raise AdapterError(f"merging failed: {error}") from error
+    return merged
+
+
+def _kind(model: PeftModel) -> str:
+    kind = model.peft_config[model.active_adapters[0]].peft_type
+    return str(getattr(kind, "value", kind)).lower()
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

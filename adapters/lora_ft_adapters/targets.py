@@ -1,5 +1,18 @@
-"""Which modules an adapter will wrap, and why a name matches none."""
+"""Which modules an adapter will wrap, and why a name matches none.
 
+An entry of `target_modules` is one of
+
+    q_proj, encoder.layer.3.attention    a module's whole dotted name or its last part or parts (PEFT's rule)
+    *.attention.*, conv[12]              a glob over whole dotted names (it has one of * ? [)
+    re:.*\\.(q|v)_proj                    a regular expression that matches the whole name
+    type:Conv2d                          every module whose class has this name
+    all-linear                           every linear layer but the output head (PEFT's rule)
+    layers:8-11, layers:-4               keeps, of what the other entries match, blocks 8 to 11, or the last four
+
+A string that is not in a list is `all-linear` or a regular expression, as in PEFT.
+"""
+
+import fnmatch
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -8,10 +21,56 @@ from torch import nn
 
 from .errors import AdapterError, nearest
 
+_GLOB = re.compile(r"[*?\[]")
+_INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+LINEAR = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt", "NonDynamicallyQuantizableLinear")
+
+
+def plain_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules by name as they were before any adapter: wrappers give way to what they wrap."""
+    root: nn.Module = getattr(model, "get_base_model", lambda: model)()
+    found: list[tuple[str, nn.Module]] = []
+    _walk("", root, found)
+    return found[1:]
+
+
+def _walk(name: str, module: nn.Module, found: list[tuple[str, nn.Module]]) -> None:
+    inner = module._modules.get("base_layer") or module._modules.get("original_module")
+    if inner is not None:
+        _walk(name, inner, found)
+        return
+    found.append((name, module))
+    for child, part in module.named_children():
+        _walk(f"{name}.{child}" if name else child, part, found)
+
 
 def matches(pattern: str, module_name: str) -> bool:
     """PEFT's rule for one entry of a list: the whole dotted name, or its last part or parts."""
     return module_name == pattern or module_name.endswith(f".{pattern}")
+
+
+def resolve_targets(model: nn.Module, target_modules: str | Iterable[str]) -> str | list[str]:
+    """`target_modules` as PEFT understands it: globs, types and layer ranges become whole module names.
+
+    Raises:
+        AdapterError: an entry matches no module; names it, and the nearest module names with their counts.
+    """
+    if isinstance(target_modules, str):
+        check_targets(model, target_modules)
+        return target_modules
+    entries = list(target_modules)
+    check_targets(model, entries)
+    if not any(_is_pattern(e) for e in entries):
+        return entries
+    ranges = [e for e in entries if e.startswith("layers:")]
+    rest = [e for e in entries if not e.startswith("layers:")] or ["all-linear"]
+    chosen = {n for e in rest for n in _select(e, model)}
+    for entry in ranges:
+        inside = _blocks(entry, model)
+        chosen = {n for n in chosen if block_of(n) in inside}
+    if not chosen:
+        raise AdapterError(f"target_modules: nothing that {', '.join(rest)} matches lies in {', '.join(ranges)}")
+    return [n for n, _ in plain_modules(model) if n in chosen]
 
 
 def check_targets(model: nn.Module, target_modules: str | Iterable[str] | None) -> None:
@@ -24,11 +83,10 @@ def check_targets(model: nn.Module, target_modules: str | Iterable[str] | None) 
     """
     if target_modules is None or target_modules == "all-linear":
         return
-    names = [n for n, _ in model.named_modules() if n]
     if isinstance(target_modules, str):
-        _check_regex(target_modules, names)
+        _check_regex(target_modules, [n for n, _ in plain_modules(model)])
         return
-    missing = [p for p in target_modules if not any(matches(p, n) for n in names)]
+    missing = [p for p in target_modules if not p.startswith("layers:") and not _select(p, model)]
     if missing:
         hints = "; ".join(f"{p!r} matches no module{_hint(p, model)}" for p in missing)
         raise AdapterError(
@@ -36,11 +94,66 @@ def check_targets(model: nn.Module, target_modules: str | Iterable[str] | None) 
         )
 
 
-def _check_regex(pattern: str, names: list[str]) -> None:
+def all_linear(model: nn.Module) -> list[str]:
+    """Names of the linear layers but the output head, as PEFT's `all-linear` chooses them."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
+    inside = getattr(head, "base_layer", getattr(head, "original_module", head))
+    return [n for n, m in plain_modules(model) if type(m).__name__ in LINEAR and m is not inside]
+
+
+def block_of(name: str) -> int | None:
+    """The number of the block that a module or parameter is in: the first number in its dotted name."""
+    found = _INDEX.search(name)
+    return int(found.group(1)) if found else None
+
+
+def _is_pattern(entry: str) -> bool:
+    return entry == "all-linear" or entry.startswith(("re:", "type:", "layers:")) or bool(_GLOB.search(entry))
+
+
+def _select(entry: str, model: nn.Module) -> list[str]:
+    named = plain_modules(model)
+    names = [n for n, _ in named]
+    if entry == "all-linear":
+        return all_linear(model)
+    if entry.startswith("type:"):
+        return [n for n, m in named if type(m).__name__ == entry.removeprefix("type:")]
+    if entry.startswith("re:"):
+        expression = _compile(entry.removeprefix("re:"))
+        return [n for n in names if expression.fullmatch(n)]
+    if _GLOB.search(entry):
+        # Containers match a wide glob too; only modules that hold weights themselves can be wrapped.
+        holds = {n for n, m in named if any(True for _ in m.parameters(recurse=False))}
+        return [n for n in names if n in holds and fnmatch.fnmatchcase(n, entry)]
+    return [n for n in names if matches(entry, n)]
+
+
+def _blocks(entry: str, model: nn.Module) -> set[int]:
+    """The numbers that `layers:a-b`, `layers:a` or `layers:-n` stands for."""
+    there = {b for n, _ in plain_modules(model) if (b := block_of(n)) is not None}
+    text = entry.removeprefix("layers:")
+    found = re.fullmatch(r"(\d+)-(\d+)|(\d+)|-(\d+)", text)
+    if not found:
+        raise AdapterError(f"target_modules: {entry!r} is no range", "layers:8-11, layers:3, or layers:-4 (the last)")
+    first, last, one, back = found.groups()
+    if back:
+        return set(sorted(there)[-int(back) :])
+    wanted = set(range(int(first or one), int(last or one) + 1))
+    if not wanted <= there:
+        raise AdapterError(f"target_modules: {entry!r}, but the model has blocks 0 to {max(there, default=0)}")
+    return wanted
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
-        expression = re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
         raise AdapterError(f"target_modules: {pattern!r} is no regular expression: {error}") from error
+
+
+def _check_regex(pattern: str, names: list[str]) -> None:
+    expression = _compile(pattern)
     if not any(expression.fullmatch(n) for n in names):
         raise AdapterError(
             f"target_modules: the regex {pattern!r} matches the whole name of no module; names look like {names[-1]!r}",
@@ -49,7 +162,11 @@ def _check_regex(pattern: str, names: list[str]) -> None:
 
 
 def _hint(pattern: str, model: nn.Module) -> str:
-    last = Counter(n.rsplit(".", 1)[-1] for n, m in model.named_modules() if n and hasattr(m, "weight"))
+    weighty = [(n, m) for n, m in plain_modules(model) if hasattr(m, "weight")]
+    if pattern.startswith("type:"):
+        kinds = Counter(type(m).__name__ for _, m in weighty)
+        return " (there are: " + ", ".join(f"{n} x{c}" for n, c in kinds.most_common(6)) + ")"
+    last = Counter(n.rsplit(".", 1)[-1] for n, _ in weighty)
     last = Counter({n: c for n, c in last.items() if not n.isdigit()})
     best = nearest(pattern.rsplit(".", 1)[-1], last) or [n for n, _ in last.most_common(6)]
     return " (nearest: " + ", ".join(f"{n} x{last[n]}" for n in best) + ")" if best else ""

@@ -13,7 +13,7 @@ import typer
 from lora_ft import __version__
 from lora_ft.errors import LoraFtError
 
-from . import chat, init, listing, train, use
+from . import algebra, chat, init, listing, train, use
 
 app = typer.Typer(
     name="lora-ft",
@@ -30,6 +30,10 @@ app.command("predict")(use.predict)
 app.command("chat")(chat.chat)
 app.command("merge")(use.merge)
 app.command("export")(use.export)
+app.command("combine")(algebra.combine)
+app.command("compress")(algebra.compress)
+app.command("convert")(algebra.convert)
+app.command("extract")(algebra.extract)
 app.command("list")(listing.list_axis)
 app.command("schema")(listing.schema)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lora_ft.errors import ArtifactError, ResourceError, UsageError
 from lora_ft.records import Artifact, Probe
@@ -28,12 +29,18 @@ def probe(model: Any, inputs: Sequence[Mapping[str, Any]]) -> list[Probe]:
             adapted = model(**tensors).logits.float().cpu()
             with model.disable_adapter():
                 base = model(**tensors).logits.float().cpu()
+            adapted = _last(adapted, base.shape[1])
             probes.append(Probe({k: v.cpu() for k, v in tensors.items()}, base, adapted))
     if not all(bool(p.adapted.isfinite().all()) for p in probes):
         raise ArtifactError("the adapter gives NaN or infinite outputs", fix="go back to an earlier checkpoint")
     if probes and all(torch.equal(p.base, p.adapted) for p in probes):
         raise ArtifactError("the adapter changes nothing: base and adapter give the same outputs")
     return probes
+
+
+def _last(logits: Tensor, positions: int) -> Tensor:
+    """Those of the input itself, where virtual tokens stand before it."""
+    return logits[:, -positions:] if logits.dim() == 3 else logits
 
 
 def differences(model: Any, probes: Sequence[Probe]) -> dict[str, float]:
@@ -49,6 +56,7 @@ def differences(model: Any, probes: Sequence[Probe]) -> dict[str, float]:
     with torch.inference_mode():
         for p in probes:
             got = model(**{k: v.to(device) for k, v in p.inputs.items()}).logits.float().cpu()
+            got = _last(got, p.adapted.shape[1])
             if got.shape != p.adapted.shape:
                 raise ArtifactError(f"outputs have shape {tuple(got.shape)}, expected {tuple(p.adapted.shape)}")
             largest = max(largest, float((got - p.adapted).abs().max()))

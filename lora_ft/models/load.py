@@ -2,12 +2,15 @@
 
 import json
 import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -63,8 +66,21 @@ def load_processor(source: str) -> Any:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model in evaluation mode, and the modules of it that its files do not hold."""
+
+    model: Any
+    fresh: tuple[str, ...] = ()
+
+
 def load_model(
-    source: str, auto_class: str, *, dtype: torch.dtype, device: torch.device, arguments: dict[str, Any] | None = None
+    source: str,
+    auto_class: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    arguments: dict[str, Any] | None = None,
 ) -> Any:
     """The frozen base model in evaluation mode.
 
@@ -79,10 +95,33 @@ def load_model(
         ArtifactError: missing, of a wrong architecture, or incomplete.
         UnsafeError: pickle weights, or a weight index that leaves the folder.
     """
+    base = load_with_new_head(source, auto_class, dtype=dtype, device=device, arguments=arguments)
+    if base.fresh:
+        raise _incomplete(base.model, [f"{m}.*" for m in base.fresh], source)
+    return base.model
+
+
+def load_with_new_head(
+    source: str,
+    auto_class: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    arguments: dict[str, Any] | None = None,
+    model_arguments: dict[str, Any] | None = None,
+) -> Base:
+    """The same, where modules that the files lack may start at random (a classifier on a pretrained encoder).
+
+    `Base.fresh` must be trained and saved with the adapter: name it in `modules_to_save`.
+
+    Args:
+        source, auto_class, dtype, device, arguments: as for `load_model`.
+        model_arguments: of the model's config, such as num_labels.
+    """
     check_files(source)
     loader = getattr(transformers, auto_class)
-    extra = dict(arguments or {})
-    if device.type != "cpu" or extra:
+    extra = {**(arguments or {}), **(model_arguments or {})}
+    if device.type != "cpu" or arguments:
         extra["device_map"] = {"": device}
     try:
         with warnings.catch_warnings():
@@ -93,16 +132,75 @@ def load_model(
     except LOAD_ERRORS as error:
         raise _unreachable("model", source, error) from error
     missing = sorted(info["missing_keys"])
-    if missing:
-        raise ArtifactError(
-            f"{len(missing)} tensors of a {type(model).__name__} are not in its files, for example {missing[0]}",
-            where=source,
-            why="they would start at random: the files are incomplete, or of a model for another task",
-            fix="use a complete model of the kind that the task needs",
-        )
+    fresh = fresh_modules(model, missing)
+    if missing and not fresh:
+        raise _incomplete(model, missing, source)
     model.requires_grad_(False)
     model.eval()
-    return model
+    return Base(model, fresh)
+
+
+def _incomplete(model: nn.Module, missing: Sequence[str], source: str) -> ArtifactError:
+    return ArtifactError(
+        f"{len(missing)} tensors of a {type(model).__name__} are not in its files, for example {missing[0]}",
+        where=source,
+        why="they would start at random: the files are incomplete, or of a model for another task",
+        fix="use a complete model of the kind that the task needs",
+    )
+
+
+def fresh_modules(model: nn.Module, missing: Iterable[str]) -> tuple[str, ...]:
+    """The modules all of whose parameters are `missing` from the files, outermost first; () when one is only in part.
+
+    A part-missing module is no new head but a broken file.
+    """
+    absent = set(missing)
+    chosen: list[str] = []
+    for name, module in model.named_modules():
+        own = {f"{name}.{p}" for p, _ in module.named_parameters()}
+        if name and own and own <= absent and not any(name.startswith(f"{c}.") for c in chosen):
+            chosen.append(name)
+    covered = {f"{c}.{p}" for c in chosen for p, _ in model.get_submodule(c).named_parameters()}
+    return tuple(chosen) if covered >= absent else ()
+
+
+def original_weights(source: str) -> Callable[[str], torch.Tensor | None]:
+    """A function from a parameter's name to its value in the base's own files, before any quantisation."""
+    folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, local_files_only=True))
+    where: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            where |= dict.fromkeys(file.keys(), path)
+
+    def read(name: str) -> torch.Tensor | None:
+        # A checkpoint of the bare encoder or decoder lacks the prefix that a model with a head adds.
+        key = next((k for k in (name, name.split(".", 1)[-1]) if k in where), None)
+        if key is None:
+            return None
+        with safe_open(where[key], "pt") as file:
+            return cast(torch.Tensor, file.get_tensor(key))
+
+    return read
+
+
+def grow_embeddings(model: Any, tokens: int) -> int:
+    """Make room for `tokens` token ids; new rows start at the mean of the old ones. Returns the rows added.
+
+    The mean, and not Transformers' random draw, so that every load of the base gives the same rows.
+    """
+    embedding = model.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])
+    if tokens <= rows:
+        return 0
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        for layer in {id(m): m for m in (model.get_input_embeddings(), head) if m is not None}.values():
+            layer.weight[rows:] = layer.weight[:rows].float().mean(0).to(layer.weight.dtype)
+            if getattr(layer, "bias", None) is not None:
+                layer.bias[rows:] = layer.bias[:rows].float().mean().to(layer.bias.dtype)
+    model.requires_grad_(False)
+    return tokens - rows
 
 
 def skeleton(source: str, auto_class: str) -> nn.Module:

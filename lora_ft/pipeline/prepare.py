@@ -1,6 +1,7 @@
 """Data and processor ready for training, checked on every row before any weight is read."""
 
 import hashlib
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,12 @@ from lora_ft.models.resolve import resolve
 from lora_ft.recipe import Recipe
 from lora_ft.records import DataReport, EncodeOptions, Example, Listener, PredictOptions, Sample
 from lora_ft.registry import TASKS, Task
+from lora_ft.training.batching import steps_per_epoch
 from lora_ft_adapters import AdapterError
 
 SHORT_ANSWER = 128  # tokens; longer references are prose, where exact match says nothing
 AUTO_ROWS = 200
+DEFAULT_EPOCHS = 3.0
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,13 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     training, held, format_name = _examples(recipe)
     source = resolve(recipe.model, listener.note)
     processor = load_processor(source)
+    data = recipe.data
+    if data.add_tokens:
+        new = [t for t in data.add_tokens if t not in processor.get_vocab()]
+        processor.add_tokens(list(data.add_tokens))
+        listener.note(f"{len(new)} new tokens" + (f" ({', '.join(new[:6])})" if new else ": all are known already"))
     for note in task.check_processor(processor):
         listener.note(note)
-    data = recipe.data
     options = EncodeOptions(check_lengths(source, data.max_length), data.overlong, data.system_prompt, data.template)
     encoder = task.encoder(processor, options)
     samples, report = encode_all(
@@ -73,6 +80,12 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
         tell(held_report, "held-out", listener)
         _warn_of_leaks(samples, held_samples, listener)
     return Prepared(task, source, processor, options, samples, held_samples, held, report, held_report)
+
+
+def planned_steps(recipe: Recipe, prepared: Prepared) -> tuple[int, int]:
+    """(optimizer steps in all, in one epoch)."""
+    per_epoch = steps_per_epoch(len(prepared.train), recipe.train.batch_size)
+    return recipe.train.steps or max(1, math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * per_epoch)), per_epoch
 
 
 def _warn_of_leaks(training: Sequence[Sample], held: Sequence[Sample], listener: Listener) -> None:

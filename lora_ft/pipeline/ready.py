@@ -9,19 +9,22 @@ import torch
 
 from lora_ft.errors import UsageError
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.load import check_vocabulary, load_model, skeleton
+from lora_ft.models.load import check_vocabulary, grow_embeddings, load_model, original_weights, skeleton
 from lora_ft.recipe import Recipe
 from lora_ft.records import Batch, LossSum
 from lora_ft.registry import QUANTIZERS, Task
-from lora_ft.training.batching import step_samples
-from lora_ft_adapters import AdapterError, add_adapter, build_config, check_targets, trainable
+from lora_ft.training.batching import by_length, epoch_order, step_samples
+from lora_ft_adapters import AdapterError, Calibration, add_adapter, build_config, list_methods, trainable, unsaved
+from lora_ft_adapters.behaviour import behaviour_of
 from lora_ft_adapters.fast.lora import Lean
 from lora_ft_adapters.fast.verify import Verdict, verify
+from lora_ft_adapters.registry import find_method
 
-from .prepare import Prepared, usage
+from .prepare import Prepared, planned_steps, usage
 
 VERIFY_SAMPLES = 4
 VERIFY_TOKENS = 1024
+CALIBRATION_TOKENS = 1024  # in a batch, padding included
 LossFn = Callable[[Any, Batch], LossSum]
 
 
@@ -39,27 +42,54 @@ class Ready:
 def check_method(recipe: Recipe, prepared: Prepared) -> Any:
     """The PEFT config, its targets checked on a model without weights."""
     try:
-        config = build_config(recipe.method.type, recipe.method.options(), prepared.task.peft_task_type)
-        check_targets(skeleton(prepared.source, prepared.task.auto_class), getattr(config, "target_modules", None))
+        method = recipe.method
+        empty = skeleton(prepared.source, prepared.task.auto_class)
+        options = {**method.options(), **_new_tokens(recipe, prepared)}
+        config = build_config(method.type, options, prepared.task.peft_task_type, empty)
+        behaviour_of(config).prepare(config, planned_steps(recipe, prepared)[0])
         return config
     except AdapterError as error:
         raise usage(error) from error
 
 
+def _new_tokens(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """The method option that trains the rows of the recipe's new tokens."""
+    if not recipe.data.add_tokens:
+        return {}
+    method = find_method(recipe.method.type)
+    ids = sorted({prepared.processor.convert_tokens_to_ids(t) for t in recipe.data.add_tokens})
+    option = next((o for o in ("trainable_token_indices", "token_indices") if o in method.options()), None)
+    if option is None:
+        able = sorted(n for n, m in list_methods().items() if "trainable_token_indices" in m.options())
+        raise AdapterError(
+            f"data.add_tokens: method {method.name!r} cannot train embedding rows",
+            f"methods that can: {', '.join(able)}",
+        )
+    given = recipe.method.options().get(option) or []
+    if not isinstance(given, list):
+        raise AdapterError(f"method.{option}: give a list of token ids when data.add_tokens is used")
+    return {option: sorted({*ids, *given})}
+
+
 def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dtype, device: torch.device) -> Ready:
     """The base loaded and checked, the adapter on it, and the loss that will be trained with."""
     base = load_base(recipe, prepared.task, prepared.source, dtype, device)
+    mark = fingerprint(base)
+    if recipe.data.add_tokens:
+        grow_embeddings(base, len(prepared.processor))
     check_vocabulary(base, prepared.processor)
     base.generation_config.update(**prepared.task.generation_defaults(base, prepared.processor))
-    mark = fingerprint(base)
     batch = _check_batch(recipe, prepared, device)
     with torch.no_grad():
         before = prepared.task.loss(base, batch).total
     torch.manual_seed(recipe.seed)  # before the adapter exists, so that its start is the seed's
     try:
-        model = add_adapter(base, config)
+        model = add_adapter(base, config, data=_calibration(recipe, prepared, device))
+        lost = unsaved(model)
     except AdapterError as error:
         raise usage(error) from error
+    if lost:
+        raise UsageError(f"{len(lost)} trained tensors would not be saved, for example {lost[0]}", where="method")
     with torch.no_grad(), model.disable_adapter():
         after = prepared.task.loss(model.eval(), batch).total
     if not torch.allclose(before, after, rtol=1e-5):  # the same products in the same order
@@ -83,6 +113,22 @@ def load_base(
     model = load_model(source, task.auto_class, dtype=dtype, device=device, arguments=arguments)
     quantizer.prepare(model)
     return model
+
+
+def _calibration(recipe: Recipe, prepared: Prepared, device: torch.device) -> Calibration:
+    """A seeded sample of the training rows, for methods that look at data before they start."""
+    task = prepared.task
+    rows = epoch_order(len(prepared.train), recipe.seed, 0)[: recipe.train.calibration_rows]
+    samples = [prepared.train[i] for i in rows]
+    groups = [[samples[i] for i in g] for g in by_length([s.length for s in samples], CALIBRATION_TOKENS)]
+    batches = [{k: v.to(device) for k, v in task.collate(g, prepared.processor).items()} for g in groups]
+
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        result = task.loss(model, batch)
+        return result.total / result.count
+
+    original = original_weights(prepared.source) if recipe.quant != "none" else None
+    return Calibration(batches, loss, original)
 
 
 def _choose_loss(recipe: Recipe, prepared: Prepared, model: Any, dtype: torch.dtype) -> tuple[LossFn, str]:

@@ -1,7 +1,6 @@
 """The train verb: recipe -> data -> model -> adapter -> training -> judgement -> run directory."""
 
 import json
-import math
 import os
 import shutil
 import time
@@ -22,15 +21,15 @@ from lora_ft.registry import QUANTIZERS
 from lora_ft.report import model_card, public_name
 from lora_ft.runs import Run
 from lora_ft.training import checkpoint, loop
-from lora_ft.training.batching import steps_per_epoch
 from lora_ft.training.memory import peak_memory_bytes
-from lora_ft_adapters import AdapterError, add_adapter, count_parameters, trainable
+from lora_ft_adapters import AdapterError, add_adapter, count_parameters, save_adapter, state_of
+from lora_ft_adapters.behaviour import driver_of
+from lora_ft_adapters.registry import find_method
 
 from .judge import Judge, answer_rows, token_budget, write_rows
-from .prepare import Prepared, answer_options, data_hash, prepare, usage, versions
+from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, planned_steps, prepare, usage, versions
 from .ready import Ready, check_method, make_ready
 
-DEFAULT_EPOCHS = 3.0
 PROBES = 4
 PROBE_TOKENS = 64
 
@@ -175,8 +174,7 @@ class _Training:
         settings = self.recipe.train
         budget = token_budget(self.recipe, ready.model)
         judge = Judge(prepared.task, ready.model, prepared.processor, ready.loss, self.listener)
-        per_epoch = steps_per_epoch(len(prepared.train), settings.batch_size)
-        steps = settings.steps or max(1, math.ceil((settings.epochs or DEFAULT_EPOCHS) * per_epoch))
+        steps, per_epoch = planned_steps(self.recipe, prepared)
         trains, total = count_parameters(ready.model)
         plan = Plan(
             steps=steps, epochs=round(steps / per_epoch, 2), batch_size=settings.batch_size, rows=len(prepared.train),
@@ -206,6 +204,8 @@ class _Training:
             },
             log=self.run.log,
             listener=self.listener,
+            driver=driver_of(ready.model),
+            lr_scales=find_method(self.recipe.method.type).lr_scales,
         )
         return plan, job
 
@@ -213,12 +213,13 @@ class _Training:
         """The final adapter, read back and compared bit by bit, with the tokenizer and the probe inputs."""
         staged = self.run.path / ".adapter"
         shutil.rmtree(staged, ignore_errors=True)
-        checkpoint.save_adapter(ready.model, staged, public_name(self.recipe.model))
+        save_adapter(ready.model, staged, base=public_name(self.recipe.model))
         prepared.processor.save_pretrained(str(staged))
         saved = load_file(staged / checkpoint.ADAPTER)
-        held = sum(p.numel() for _, p in trainable(ready.model))
-        if sum(t.numel() for t in saved.values()) < held or not all(bool(t.isfinite().all()) for t in saved.values()):
-            raise ArtifactError("the saved adapter is incomplete or not finite", where=str(staged))
+        wanted = state_of(ready.model)
+        same = saved.keys() == wanted.keys() and all(torch.equal(saved[k], v.cpu()) for k, v in wanted.items())
+        if not same or not all(bool(t.isfinite().all()) for t in saved.values()):
+            raise ArtifactError("the saved adapter differs from the one in memory or is not finite", where=str(staged))
         source = prepared.held_out or prepared.train
         ids = [{"input_ids": list(s.inputs["input_ids"][:PROBE_TOKENS])} for s in source[:PROBES]]
         (staged / "probes.json").write_text(json.dumps(ids))
@@ -262,8 +263,7 @@ def dry_run(resolved: Resolved, listener: Listener | None = None) -> dict[str, A
     except AdapterError as error:
         raise usage(error) from error
     trains, total = count_parameters(adapted)
-    per_epoch = steps_per_epoch(len(prepared.train), recipe.train.batch_size)
-    steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * per_epoch)
+    steps, _ = planned_steps(recipe, prepared)
     lengths = [s.length for s in prepared.train]
     return {
         "status": "dry-run",

@@ -14,7 +14,7 @@ from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.evaluate import compare
 from lora_ft.evaluate.compare import Comparison
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.load import load_processor, pick_device, stored_dtype
+from lora_ft.models.load import grow_embeddings, load_processor, pick_device, stored_dtype
 from lora_ft.models.resolve import resolve
 from lora_ft.recipe import Recipe, load_recipe
 from lora_ft.records import Artifact, EncodeOptions, Listener, Prediction, PredictOptions, Silent
@@ -91,6 +91,8 @@ def load(
     data = recipe.data
     options = EncodeOptions(facts["encode"]["max_length"], data.overlong, data.system_prompt, data.template)
     processor = load_processor(str(run.adapter))
+    if recipe.data.add_tokens:
+        grow_embeddings(base, len(processor))
     base.generation_config.update(**task.generation_defaults(base, processor))
     try:
         model = load_adapter(base, run.adapter)

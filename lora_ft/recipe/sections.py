@@ -31,6 +31,9 @@ class DataSection(_Section):
         "drop", description="What to do with a row longer than max_length; an answer is never cut."
     )
     system_prompt: str | None = Field(None, description="Put before every conversation that has no system message.")
+    add_tokens: tuple[str, ...] = Field(
+        (), description="New tokens for the tokenizer; only their embedding rows train, beside the adapter."
+    )
     template: Literal["auto", "none"] = Field(
         "auto", description="auto: the tokenizer's chat template where it has one; none: prompt and answer as they are."
     )
@@ -73,6 +76,19 @@ class TrainSection(_Section):
         "cosine", description="How the rate falls after the warm-up."
     )
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the rate rises linearly.")
+    layer_lr_decay: float | None = Field(
+        None, gt=0, le=1, description="Factor on the rate from each block to the next lower one; null for none."
+    )
+    lr_multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Glob over parameter names -> factor on the rate; the first match counts."
+    )
+    unfreeze_every: Positive | None = Field(
+        None,
+        description="Gradual unfreezing: steps until the next lower block trains too; null for all at once.",
+    )
+    calibration_rows: Positive = Field(
+        64, description="Training rows that methods which start from data (eva, corda, loraga) look at."
+    )
     max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm here; null for never.")
     eval_every: Positive | None = Field(
         None, description="Steps between evaluations; default once an epoch, null with no held-out rows."

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from typing import Any
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.optim import Optimizer
 
 from lora_ft.errors import ArtifactError
-from lora_ft_adapters import trainable
+from lora_ft_adapters import save_adapter
+from lora_ft_adapters.behaviour import Driver, detached
 
 from .optim import load_state, state_by_name
 
 KEEP = 2
 ADAPTER = "adapter_model.safetensors"
+DRIVER, RAW = "driver|", "raw|"  # before names in optim.safetensors
 
 
 @dataclass
@@ -51,28 +55,45 @@ class Progress:
     lr_scale: float = 1.0
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
-    """The adapter in PEFT's layout. `base` is what the config says it belongs to, never a path of this machine."""
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = base
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template of empty headings; ours is written at the end
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds the state of.
+
+    Attributes:
+        model: with the adapter.
+        named: the parameters that train, by name; some may be frozen for now.
+        optimizer: its state is saved by parameter name.
+        driver: the method's hand in the loop.
+    """
+
+    model: PeftModel
+    named: Sequence[tuple[str, nn.Parameter]]
+    optimizer: Optimizer
+    driver: Driver
+
+    @property
+    def raw(self) -> bool:
+        """Whether PEFT's file holds less than what trains: of a prompt network it keeps the outputs only."""
+        return any(c.is_prompt_learning for c in self.model.peft_config.values())
 
 
-def save(root: Path, model: PeftModel, optimizer: Optimizer, progress: Progress, identity: dict[str, Any]) -> Path:
+def save(root: Path, trained: Trained, progress: Progress, identity: dict[str, Any]) -> Path:
     """Write a checkpoint so that it is there whole or not at all; then prune old ones but the best.
 
     Args:
         root: the checkpoints folder.
-        model: with the adapter.
-        optimizer: its state is saved by parameter name.
+        trained: model, optimizer and driver.
         progress: counters.
         identity: what a resumed run must agree with.
     """
     final = root / f"step-{progress.step:08d}"
     staged = Path(tempfile.mkdtemp(dir=root, prefix=f".tmp-{progress.step}-"))
-    save_adapter(model, staged, identity["base"])
-    tensors = state_by_name(optimizer, trainable(model))
+    with trained.driver.whole():
+        save_adapter(trained.model, staged, base=identity["base"])
+    tensors = state_by_name(trained.optimizer, trained.named)
+    tensors |= {f"{DRIVER}{k}": v for k, v in trained.driver.state().items()}
+    if trained.raw:
+        tensors |= {f"{RAW}{n}": detached(p) for n, p in trained.named}
     tensors["rng|cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng|cuda"] = torch.cuda.get_rng_state()
@@ -125,22 +146,28 @@ def check(path: Path) -> str:
     return ""
 
 
-def restore(path: Path, model: PeftModel, optimizer: Optimizer, identity: dict[str, Any]) -> Progress:
-    """Put a checkpoint back into model, optimizer and random state.
+def restore(path: Path, trained: Trained, identity: dict[str, Any], fresh: frozenset[str] = frozenset()) -> Progress:
+    """Put a checkpoint back into model, optimizer, driver and random state.
+
+    Args:
+        path: the checkpoint.
+        trained: what to put it into.
+        identity: what it must agree with.
+        fresh: parameters that need no optimizer state because they have not been trained yet.
 
     Raises:
         ArtifactError: it belongs to another base, data set, method or seed; says which.
     """
     check_identity(path, identity)
     state = json.loads((path / "state.json").read_text())
-    load_adapter_tensors(path, model)
-    tensors = load_file(path / "optim.safetensors")
+    load_trained(path, trained)
+    tensors = {k: v for k, v in load_file(path / "optim.safetensors").items() if not k.startswith((DRIVER, RAW))}
     torch.set_rng_state(tensors.pop("rng|cpu"))
     cuda = tensors.pop("rng|cuda", None)
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
     try:
-        load_state(optimizer, trainable(model), tensors)
+        load_state(trained.optimizer, trained.named, tensors, fresh)
     except KeyError as error:
         raise ArtifactError(f"the optimizer state of {error} is missing", where=str(path)) from error
     return Progress(**state["progress"])
@@ -155,11 +182,24 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
         raise ArtifactError(f"this run cannot go on from {path.name}", where=str(path), why=lines)
 
 
-def load_adapter_tensors(path: Path, model: PeftModel) -> None:
-    """Overwrite the adapter's tensors with those of a folder in PEFT's layout; every one must be there."""
+def load_trained(path: Path, trained: Trained) -> None:
+    """Overwrite the adapter and the driver's state with those of a checkpoint; every tensor must be there."""
+    extra = load_file(path / "optim.safetensors")
+    if trained.raw:
+        with torch.no_grad():
+            for name, p in trained.named:
+                p.copy_(extra[f"{RAW}{name}"])
+    else:
+        with trained.driver.whole():
+            _load_adapter_tensors(path, trained)
+    trained.driver.load_state({k.removeprefix(DRIVER): v for k, v in extra.items() if k.startswith(DRIVER)})
+
+
+def _load_adapter_tensors(path: Path, trained: Trained) -> None:
     tensors = load_file(path / ADAPTER)
-    result: Any = set_peft_model_state_dict(model, tensors)
-    missing = [k for k in result.missing_keys if any(k == n for n, _ in trainable(model))]
+    result: Any = set_peft_model_state_dict(trained.model, tensors)
+    names = {n for n, _ in trained.named}
+    missing = [k for k in result.missing_keys if k in names]
     if missing or result.unexpected_keys:
         what = f"lacks {missing[0]}" if missing else f"has the unknown tensor {result.unexpected_keys[0]}"
         raise ArtifactError(f"the adapter file {what}", where=str(path / ADAPTER))

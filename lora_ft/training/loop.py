@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from lora_ft.errors import DivergedError, Interrupted, UsageError
 from lora_ft.recipe import TrainSection
 from lora_ft.records import Batch, Listener, LossSum, Sample
 from lora_ft_adapters import trainable
+from lora_ft_adapters.behaviour import Driver
 
 from . import checkpoint
 from .batching import micro_batches, step_samples
-from .checkpoint import Progress
+from .checkpoint import Progress, Trained
 from .memory import peak_memory_bytes
 from .optim import build_optimizer
+from .rates import rate_scales, waiting
 from .schedule import rate_factor
 from .signals import StopRequest, stop_on_signal
 
@@ -48,6 +50,8 @@ class Job:
         identity: what a resumed run must agree with.
         log: takes one record per step or evaluation.
         listener: the display.
+        driver: the method's hand in each step.
+        lr_scales: of the method: parts of parameter names -> factor on the rate.
     """
 
     model: Any
@@ -65,6 +69,8 @@ class Job:
     identity: dict[str, Any]
     log: Callable[[Mapping[str, Any]], None]
     listener: Listener
+    driver: Driver = field(default_factory=Driver)
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ def train(job: Job, *, resume: bool = False) -> Outcome:
     loop = _Loop(job)
     if resume:
         path = checkpoint.latest(job.checkpoints)
-        loop.progress = checkpoint.restore(path, job.model, loop.optimizer, job.identity)
+        step = int(path.name.removeprefix("step-"))
+        loop.progress = checkpoint.restore(path, loop.trained, job.identity, loop.waiting(step - 1))
         job.listener.note(f"resumed from {path.name}")
     with stop_on_signal() as stop:
         return loop.run(stop)
@@ -106,8 +113,18 @@ class _Loop:
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
         if self.accelerator.gradient_accumulation_steps != 1:  # it would divide every loss
             raise UsageError("ACCELERATE_GRADIENT_ACCUMULATION_STEPS is set", fix="unset it; use train.batch_size")
-        self.parameters = [p for _, p in trainable(job.model)]
-        self.optimizer: Optimizer = build_optimizer(trainable(job.model), job.settings)
+        named = list(trainable(job.model))
+        self.names = [n for n, _ in named]
+        self.parameters = [p for _, p in named]
+        scales = rate_scales(self.names, job.settings, job.lr_scales)
+        self.optimizer: Optimizer = build_optimizer(named, job.settings, scales)
+        self.trained = Trained(job.model, named, self.optimizer, job.driver)
+        if job.settings.unfreeze_every and job.driver.needs_all_gradients:
+            raise UsageError("train.unfreeze_every does not go with this method", why="it needs every gradient")
+
+    def waiting(self, step: int) -> frozenset[str]:
+        """Parameters that do not train yet at a step."""
+        return waiting(self.names, step, self.job.settings.unfreeze_every)
 
     def run(self, stop: StopRequest) -> Outcome:
         """Steps, evaluations and saves until the end, early stopping or a signal."""
@@ -136,8 +153,11 @@ class _Loop:
         progress = self.progress
         best = progress.best_step or progress.step
         if best != progress.step:
-            checkpoint.load_adapter_tensors(self.job.checkpoints / f"step-{best:08d}", self.job.model)
+            checkpoint.load_trained(self.job.checkpoints / f"step-{best:08d}", self.trained)
             self.job.listener.note(f"kept the adapter of step {best}, which had the lowest evaluation loss")
+        for p in self.parameters:
+            p.requires_grad_(True)
+        self.job.driver.finish()
         self.job.model.eval()
         return Outcome(progress, early, best)
 
@@ -151,9 +171,11 @@ class _Loop:
             job.samples[i] for i in step_samples(progress.step, len(job.samples), job.settings.batch_size, job.seed)
         ]
         rate = self._set_rate()
+        self._freeze_waiting()
         loss, norm = self._accumulate(samples)
         self._check_finite(loss, norm)
         self.optimizer.step()
+        job.driver.after_step(progress.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         spent = time.perf_counter() - started
         tokens = sum(s.length for s in samples)
@@ -183,11 +205,21 @@ class _Loop:
             self.accelerator.backward(loss.total)
             total += loss.total.detach().double().cpu()
             count += loss.count
+        penalty = job.driver.penalty()
+        if penalty is not None:
+            self.accelerator.backward(penalty * count)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_mul_(grads, 1.0 / count)
+        job.driver.before_step()
         limit = job.settings.max_grad_norm
         norm: Tensor = torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf)
         return float(total) / count, float(norm)
+
+    def _freeze_waiting(self) -> None:
+        if self.job.settings.unfreeze_every:
+            asleep = self.waiting(self.progress.step)
+            for name, p in self.trained.named:
+                p.requires_grad_(name not in asleep)
 
     def _set_rate(self) -> float:
         job = self.job
@@ -195,7 +227,7 @@ class _Loop:
         factor = rate_factor(job.settings.lr_scheduler_type, self.progress.step, job.steps, warmup)
         rate = job.settings.learning_rate * factor * self.progress.lr_scale
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         return rate
 
     def _check_finite(self, loss: float, norm: float) -> None:
@@ -246,4 +278,4 @@ class _Loop:
                 why=self._last_good(),
                 fix=f"--set train.learning_rate={self.job.settings.learning_rate / 5:g}",
             )
-        checkpoint.save(self.job.checkpoints, self.job.model, self.optimizer, self.progress, self.job.identity)
+        checkpoint.save(self.job.checkpoints, self.trained, self.progress, self.job.identity)

@@ -1,6 +1,8 @@
 """Optimizers by name, over named parameters, with state that can be saved by name."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +11,23 @@ from torch.optim import Optimizer
 from lora_ft.recipe import TrainSection
 
 
-def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: TrainSection) -> Optimizer:
-    """The recipe's optimizer. Vectors (biases, norms) get no weight decay."""
+def build_optimizer(
+    named: Iterable[tuple[str, nn.Parameter]], settings: TrainSection, scales: Mapping[str, float]
+) -> Optimizer:
+    """The recipe's optimizer. Vectors (biases, norms) get no weight decay.
+
+    Args:
+        named: the parameters that train.
+        settings: the train section.
+        scales: factor on the learning rate by parameter name; each group keeps its own as "scale".
+    """
+    named = list(named)
     parameters = [p for _, p in named]
-    decay = [p for p in parameters if p.dim() > 1]
-    rest = [p for p in parameters if p.dim() <= 1]
-    groups = [
-        {"params": chosen, "weight_decay": rate}
-        for chosen, rate in ((decay, settings.weight_decay), (rest, 0.0))
-        if chosen
+    sorted_in: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, p in named:
+        sorted_in[settings.weight_decay if p.dim() > 1 else 0.0, scales.get(name, 1.0)].append(p)
+    groups: list[dict[str, Any]] = [
+        {"params": chosen, "weight_decay": decay, "scale": scale} for (decay, scale), chosen in sorted_in.items()
     ]
     rate = settings.learning_rate
     if settings.optimizer == "adamw":
@@ -45,11 +55,19 @@ def state_by_name(optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]
     return flat
 
 
-def load_state(optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]], flat: dict[str, Tensor]) -> None:
-    """Put back what `state_by_name` gave; a parameter without state is left to start afresh only at step 0."""
+def load_state(
+    optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]], flat: dict[str, Tensor], fresh: frozenset[str]
+) -> None:
+    """Put back what `state_by_name` gave; KeyError for a parameter without state that is not in `fresh`."""
+    by_name: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in flat.items():
+        name, what = key.split("|", 1)
+        by_name[name][what] = value
     for name, parameter in named:
-        mine = {k.split("|", 1)[1]: v for k, v in flat.items() if k.split("|", 1)[0] == name}
-        if not mine:
+        mine = by_name.get(name)
+        if mine is None:
+            if name in fresh:  # not trained yet under gradual unfreezing
+                continue
             raise KeyError(name)
         optimizer.state[parameter] = {
             k: v if k == "step" else v.to(parameter.device) if v.dim() else v for k, v in mine.items()

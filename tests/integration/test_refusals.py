@@ -139,9 +139,14 @@ def test_sharegpt_under_another_column_name_can_be_evaluated_after_training(reci
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ({"type": "lora", "r": 4, "init_lora_weights": "pissa"}, "changes the base itself"),
-        ({"type": "adalora", "total_step": 10}, "moves rank"),
         ({"type": "lora", "r": -1}, "does not fit this model"),
+        ({"type": "dora", "use_dora": False}, "is use_dora=True"),
+        ({"type": "loftq"}, "quantised base"),
+        ({"type": "eva", "r": 400}, "tokens in every calibration batch"),
+        ({"type": "pissa", "r": 400}, "is more than"),
+        ({"type": "cpt"}, "cannot be trained here"),
+        ({"type": "adalora", "tinit": 4, "tfinal": 4}, "leave no step"),
+        ({"type": "lora", "target_modules": ["q_proj", "layers:5-9"]}, "blocks 0 to 1"),
     ],
 )
 def test_a_method_that_would_train_something_else_is_refused(recipe, tmp_path, method, said):

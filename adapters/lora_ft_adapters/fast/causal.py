@@ -64,7 +64,9 @@ def labelled_loss(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -
 def plain_loss(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> HeadResult:
     """The same from the model's own forward and full logits: slower, and the reference for `labelled_loss`."""
     out = model(**inputs, labels=labels, use_cache=False)
-    count = int((labels[:, 1:] != IGNORE).sum())
+    # Where virtual tokens stand before the input, PEFT's loss counts the first real token too.
+    first = 0 if out.logits.shape[1] > labels.shape[1] else 1
+    count = int((labels[:, first:] != IGNORE).sum())
     with torch.no_grad():
         logits = out.logits[:, -labels.shape[1] : -1]
         correct = ((logits.argmax(-1) == labels[:, 1:]) & (labels[:, 1:] != IGNORE)).sum()

@@ -1,0 +1,204 @@
+"""What the algebra verbs read: runs of ours, PEFT adapter folders, their base, and rows for a guard."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_ft.data import encode_all
+from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.models.fingerprint import fingerprint
+from lora_ft.models.load import check_files, check_lengths, grow_embeddings, load_model, load_processor, pick_device
+from lora_ft.models.resolve import resolve
+from lora_ft.recipe import Recipe, load_recipe
+from lora_ft.records import EncodeOptions, Listener
+from lora_ft.registry import TASKS, Task
+from lora_ft.runs import Run
+from lora_ft_adapters import AdapterError, algebra, load_adapter
+
+from .judge import Judge, token_budget
+from .use import Loaded, _rows_to_judge
+
+
+@dataclass(frozen=True)
+class Input:
+    """One adapter, or the tuned model of `extract`.
+
+    Attributes:
+        name: what messages and the model card call it; no path.
+        folder: of the adapter's files.
+        base: the base model as the user or the recipe names it.
+        task_name: lora-ft's name of the task.
+        run: the run it is from, or None.
+    """
+
+    name: str
+    folder: Path
+    base: str
+    task_name: str
+    run: Run | None = None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether its tokenizer is beside it."""
+        return (self.folder / "tokenizer_config.json").is_file()
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return TASKS.get(self.task_name)
+
+    def recipe(self, data: str | None = None) -> Recipe:
+        """The run's recipe, or one of defaults for a plain adapter and its rows."""
+        if self.run is not None:
+            return load_recipe([self.run.path / "recipe.resolved.yaml"]).recipe
+        if data is None:
+            raise UsageError("a plain adapter has no held-out rows to judge on", fix="--data FILE")
+        return load_recipe([{"model": self.base, "task": self.task_name, "data": {"train": data}}]).recipe
+
+    def probes(self) -> list[dict[str, list[int]]]:
+        """Its probe inputs, empty where it has none."""
+        path = self.folder / "probes.json"
+        if not path.is_file():
+            return []
+        try:
+            inputs: list[dict[str, list[int]]] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArtifactError("the probe inputs are unreadable", where=str(path)) from error
+        return inputs
+
+
+def find_inputs(sources: Sequence[str | Path], base: str | None) -> list[Input]:
+    """Runs and adapter folders, all of one base.
+
+    Raises:
+        ArtifactError: a folder that is neither.
+        UsageError: no base is known, or several.
+    """
+    inputs = [_find(Path(s), base) for s in sources]
+    named = [i.base for i in inputs if i.base]
+    if not named:
+        raise UsageError("a PEFT adapter folder does not say where its base model is", fix="--base MODEL")
+    if len(set(named)) > 1:
+        raise UsageError(f"the adapters are of different bases: {' and '.join(sorted(set(named)))}", fix="--base MODEL")
+    return [i if i.base else Input(i.name, i.folder, named[0], i.task_name) for i in inputs]
+
+
+def _find(path: Path, base: str | None) -> Input:
+    if (path / "run.json").is_file():
+        run = Run(path)
+        if not (run.adapter / "adapter_config.json").is_file():
+            raise ArtifactError(
+                f"this run has no adapter yet; its status is {run.facts.get('status')!r}", where=str(path)
+            )
+        recipe = load_recipe([path / "recipe.resolved.yaml"]).recipe
+        return Input(path.name, run.adapter, base or recipe.model, recipe.task, run)
+    config = path / "adapter_config.json"
+    if not config.is_file():
+        raise ArtifactError(
+            "this is neither a run nor a PEFT adapter: it has no run.json and no adapter_config.json",
+            where=str(path),
+            fix="give the folder that `lora-ft train` printed, or one with adapter_model.safetensors",
+        )
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("task_type")
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError("the adapter's config is unreadable", where=str(config)) from error
+    tasks = [t.name for t in TASKS.discover().values() if t.peft_task_type == kind]
+    return Input(path.resolve().name, path, base or "", tasks[0] if tasks else "causal-lm")
+
+
+def tuned_input(base: str, tuned: str) -> Input:
+    """The two models of `extract`; `tuned` is already resolved."""
+    return Input(Path(tuned).name, Path(tuned), base, "causal-lm")
+
+
+def open_base(inputs: Sequence[Input], listener: Listener) -> Any:
+    """The base, unquantised in float32, checked against the one that each run was trained on.
+
+    Raises:
+        ArtifactError: it cannot be loaded, or is another one.
+    """
+    first = inputs[0]
+    device = pick_device()
+    if device.type == "mps":
+        device = torch.device("cpu")  # MPS has no float64
+    source = resolve(first.base, listener.note)
+    model = load_model(source, first.task.auto_class, dtype=torch.float32, device=device)
+    mark = fingerprint(model)
+    for one in inputs:
+        facts = one.run.facts if one.run is not None else {}
+        if facts and facts.get("quant") == "none" and facts.get("fingerprint") != mark:
+            raise ArtifactError(
+                "the base model is not the one this adapter was trained on: names, shapes or values differ",
+                where=one.name,
+                fix="--base with the files that it was trained on",
+            )
+    _grow(model, inputs)
+    return model
+
+
+def _grow(model: Any, inputs: Sequence[Input]) -> None:
+    """Give the base the rows of tokens that training added, as `load` does; all inputs must have added the same."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    added: dict[str, dict[int, str]] = {}
+    for one in inputs:
+        vocabulary = load_processor(str(one.folder)).get_vocab() if one.has_tokenizer else {}
+        new = {i: t for t, i in vocabulary.items() if i >= rows}
+        if new:
+            added[one.name] = new
+    first = next(iter(added.values()), {})
+    if any(new != first for new in added.values()):
+        raise UsageError(f"the adapters {' and '.join(added)} have added different tokens to the base's vocabulary")
+    if first:
+        grow_embeddings(model, max(first) + 1)
+
+
+def open_adapter(base: Any, one: Input) -> algebra.AdapterDeltas:
+    """The changes of one adapter; the base's own weights are shared and stay as they are."""
+    return algebra.AdapterDeltas(load_adapter(algebra.share(base), one.folder), base=base)
+
+
+def tuned_weights(base: Any, tuned: Input) -> Any:
+    """The tuned model's tensors, read one by one where its files name them as the base does."""
+    source = str(tuned.folder)
+    if Path(source).is_dir():
+        check_files(source)
+        folder = algebra.TensorFolder(source)
+        if set(folder) & {n for n, _ in base.named_parameters()}:
+            return folder
+    return load_model(source, tuned.task.auto_class, dtype=torch.float32, device=next(base.parameters()).device)
+
+
+def held_out_loss(one: Input, data: str | None, listener: Listener) -> Callable[[Any], float]:
+    """A function from a model to its mean loss on the run's held-out rows, or on those of `data`."""
+    recipe = one.recipe(data)
+    source = resolve(one.base, listener.note)
+    processor = load_processor(str(one.folder) if one.has_tokenizer else source)
+    section = recipe.data
+    length = one.run.facts["encode"]["max_length"] if one.run else check_lengths(source, section.max_length)
+    options = EncodeOptions(length, section.overlong, section.system_prompt, section.template)
+    loaded = Loaded(None, processor, recipe, one.task, options, one.run or Run(one.folder), "float32")
+    examples, where, format_name = _rows_to_judge(loaded, data)
+    samples, _ = encode_all(
+        examples, one.task.encoder(processor, options), source=where, format_name=format_name, max_length=length
+    )
+
+    def loss(model: Any) -> float:
+        judge = Judge(one.task, model, processor, one.task.loss, listener)
+        return judge.held_out(samples, token_budget(recipe, model), "held-out loss")()["loss"]
+
+    return loss
+
+
+@contextmanager
+def as_artifact_error() -> Iterator[None]:
+    """Errors of the adapter utility as the user's: an artifact that does not fit."""
+    try:
+        yield
+    except AdapterError as error:
+        raise ArtifactError(str(error), fix=error.fix) from error
