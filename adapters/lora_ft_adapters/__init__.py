@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         unsaved,
     )
     from .behaviour import Calibration
-    from .errors import AdapterError
+    from .errors import AdapterError, UnmergeableError
     from .registry import Method, build_config, list_methods, register
     from .targets import check_targets, resolve_targets
 
@@ -33,7 +33,7 @@ _HOMES = {
         "unsaved",
     ),
     "behaviour": ("Calibration",),
-    "errors": ("AdapterError",),
+    "errors": ("AdapterError", "UnmergeableError"),
     "registry": ("Method", "build_config", "list_methods", "register"),
     "targets": ("check_targets", "resolve_targets"),
 }  # fmt: skip
@@ -42,6 +42,7 @@ __all__ = [
     "AdapterError",
     "Calibration",
     "Method",
+    "UnmergeableError",
     "active",
     "add_adapter",
     "build_config",

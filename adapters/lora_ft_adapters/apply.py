@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .behaviour import Calibration, behaviour_of, quiet
-from .errors import AdapterError
+from .errors import AdapterError, UnmergeableError
 from .targets import check_targets, resolve_targets
 
 # What PEFT raises for a model, an option or a file that does not fit.
@@ -197,25 +197,28 @@ def merge(model: PeftModel) -> nn.Module:
     """The base with the active adapters merged into its weights, without any adapter layer.
 
     Raises:
-        AdapterError: the method cannot be merged; says why.
+        UnmergeableError: the method cannot be merged into this base; says why.
+        AdapterError: the merged weights are not finite.
     """
     if not hasattr(model, "merge_and_unload"):
-        raise AdapterError(f"{_kind(model)} cannot be merged: it adds inputs, not weights")
+        raise UnmergeableError(f"{_kind(model)} cannot be merged: it adds inputs, not weights")
     try:
         fold: Any = model.merge_and_unload
         with quiet():
             merged: nn.Module = fold(safe_merge=True)
     except (NotImplementedError, AttributeError) as error:
         why = str(error) or "PEFT has no merge for it"
-        raise AdapterError(f"{_kind(model)} cannot be merged: {why}") from error
+        raise UnmergeableError(f"{_kind(model)} cannot be merged: {why}") from error
     except ValueError as error:
-        raise AdapterError(f"merging failed: {error}") from error
+        if "NaN" in str(error):
+            raise AdapterError(f"merging failed: {error}") from error
+        raise UnmergeableError(f"{_kind(model)} cannot be merged: {error}") from error
     return merged
 
 
 def _kind(model: PeftModel) -> str:
     kind = model.peft_config[model.active_adapters[0]].peft_type
-    return str(getattr(kind, "value", kind)).lower()
+    return str(getattr(kind, "value", kind)).lower().removeprefix("lora_ft_")
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -71,6 +71,7 @@ class Behaviour:
 
     needs_data = False
     changes_outputs = ""  # why a fresh adapter is not a no-op, or ""
+    corrects_quantisation = False  # the adapter holds part of the base: it fits only the quantised one
 
     def matches(self, config: PeftConfig) -> bool:
         """Whether this config is of the method."""
@@ -140,6 +141,7 @@ _NOISE = (
     (".*(config|base_model_name_or_path).*", UserWarning),
     # It offers conversions of files that we make ourselves, and hints on memory while EVA starts.
     (".*path_initial_model_for_weight_conversion.*", UserWarning),
+    (".*`?init_lora_weights`? is '(eva|corda|lora_ga)' but .* is not specified.*", UserWarning),
     (".*with eva initialization used with low_cpu_mem", UserWarning),
     # AdaLoRA's pattern of kept ranks is not LoRA's pattern of ranks.
     (".*rank_pattern keys.*lora_E", RuntimeWarning),
@@ -154,6 +156,8 @@ _NOISE = (
     ("Unsupported layer type .*Norm", UserWarning),
     # Transformers' Conv1D stores its weight transposed; PEFT sees that and says so.
     ("fan_in_fan_out is set to False but the target module is `Conv1D`", UserWarning),
+    # A trained head is no longer tied to the embedding; PEFT writes that into the model's config and says so.
+    (".*tie_word_embeddings.*", UserWarning),
     # FRoD builds a sparse tensor of indices that it has just counted.
     ("Sparse invariant checks are implicitly disabled", UserWarning),
 )

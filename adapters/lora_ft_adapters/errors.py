@@ -16,6 +16,10 @@ class AdapterError(ValueError):
         self.fix = fix
 
 
+class UnmergeableError(AdapterError):
+    """The adapter works, but no weight of the base can hold what it does."""
+
+
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     """The names in `allowed` that look most like `name`, best first."""
     scored = sorted(((_likeness(name.lower(), a.lower()), a) for a in set(allowed)), reverse=True)

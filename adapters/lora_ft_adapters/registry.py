@@ -15,8 +15,9 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
+from .behaviour import quiet
 from .errors import AdapterError, did_you_mean
-from .plugin import WRITTEN
+from .plugin import WRITTEN, AdapterConfig
 from .shapes import Fit
 from .targets import all_linear, resolve_targets
 
@@ -53,6 +54,11 @@ class Method:
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     family: str = "PEFT"
     refusal: str = ""
+
+    @property
+    def plug_in(self) -> bool:
+        """Whether stock PEFT knows it only after this package has registered it."""
+        return issubclass(self.config_class, AdapterConfig)
 
     def options(self) -> list[str]:
         """The names that a recipe may set."""
@@ -156,7 +162,8 @@ def _settle(method: Method, values: dict[str, Any], options: Mapping[str, Any], 
 
 def _construct(method: Method, values: Mapping[str, Any], task_type: str | None) -> PeftConfig:
     try:
-        return method.config_class(task_type=task_type, **values)
+        with quiet():
+            return method.config_class(task_type=task_type, **values)
     except ImportError as error:
         raise AdapterError(
             f"method {method.name!r} with these options: {error}", "pip install the package it names"

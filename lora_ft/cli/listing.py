@@ -3,9 +3,14 @@
 import json
 import sys
 from enum import StrEnum
+from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
+
+
+LEGEND = """no-op: a fresh adapter changes nothing. merge: into the base's weights. nf4: on a 4-bit base.
+size: parameters that train on SmolLM2-135M by default. Why not, layers, models: docs/methods.md, or --json."""
 
 
 class Axis(StrEnum):
@@ -25,13 +30,28 @@ def list_axis(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects with name and description.")] = False,
 ) -> None:
     """List what there is: methods, tasks, data formats, presets, quantisers, export formats, built-in models."""
-    rows = [{"name": n, "description": d} for n, d in _entries(axis).items()]
+    rows = _methods() if axis is Axis.methods else [{"name": n, "description": d} for n, d in _entries(axis).items()]
     if as_json:
         print(json.dumps(rows))
         return
-    from lora_ft.report.tables import listing
+    from lora_ft.report import tables
 
-    listing(rows, sys.stdout)
+    if axis is Axis.methods:
+        tables.methods(rows, sys.stdout)
+        print(LEGEND)
+    else:
+        tables.listing(rows, sys.stdout)
+
+
+def _methods() -> list[dict[str, Any]]:
+    """Every method with what scripts/methods_table.py found when it ran it; a plug-in has its description only."""
+    from lora_ft_adapters import list_methods
+
+    known = json.loads(files("lora_ft.report").joinpath("methods.json").read_text(encoding="utf-8"))
+    return [
+        {"name": n, "description": m.description, "family": m.family, **known.get(n, {})}
+        for n, m in list_methods().items()
+    ]
 
 
 def _entries(axis: Axis) -> dict[str, str]:
@@ -43,10 +63,6 @@ def _entries(axis: Axis) -> dict[str, str]:
         from lora_ft.models.builtin import BUILTINS
 
         return {f"builtin:{n}": m.description for n, m in BUILTINS.items()}
-    if axis is Axis.methods:
-        from lora_ft_adapters import list_methods
-
-        return {n: m.description for n, m in list_methods().items()}
     from lora_ft import registry
 
     axes: dict[Axis, registry.Registry[Any]] = {

@@ -90,6 +90,7 @@ def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dty
         raise usage(error) from error
     if lost:
         raise UsageError(f"{len(lost)} trained tensors would not be saved, for example {lost[0]}", where="method")
+    _check_runs(recipe, prepared, model, batch)
     with torch.no_grad(), model.disable_adapter():
         after = prepared.task.loss(model.eval(), batch).total
     if not torch.allclose(before, after, rtol=1e-5):  # the same products in the same order
@@ -102,6 +103,21 @@ def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dty
         )
     loss, note = _choose_loss(recipe, prepared, model, dtype)
     return Ready(model, loss, dtype, mark, note)
+
+
+def _check_runs(recipe: Recipe, prepared: Prepared, model: Any, batch: Batch) -> None:
+    """PEFT takes some methods on a quantised base and fails, or does nothing, only when the model runs."""
+    try:
+        with torch.no_grad():
+            prepared.task.loss(model.eval(), batch)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(
+            f"method {recipe.method.type!r} does not run on this base: {first}",
+            where="method",
+            why=f"quant: {recipe.quant}" if recipe.quant != "none" else "PEFT has no layer of it for this model",
+            fix="lora-ft list methods shows what runs on a 4-bit base",
+        ) from error
 
 
 def load_base(

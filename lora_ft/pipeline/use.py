@@ -21,7 +21,8 @@ from lora_ft.records import Artifact, EncodeOptions, Listener, Prediction, Predi
 from lora_ft.registry import EXPORTS, TASKS, Task
 from lora_ft.report import model_card, public_name
 from lora_ft.runs import Run
-from lora_ft_adapters import AdapterError, load_adapter
+from lora_ft_adapters import AdapterError, build_config, load_adapter
+from lora_ft_adapters.behaviour import behaviour_of
 
 from .judge import Judge, answer_rows, token_budget, write_rows
 from .prepare import answer_options
@@ -188,6 +189,17 @@ def predict(
     return len(predictions)
 
 
+def _check_base_fits(run: Run, full_precision: bool) -> None:
+    """Refuse to put an adapter that corrects its quantised base on the unquantised one."""
+    method = load_recipe([run.path / "recipe.resolved.yaml"], [], []).recipe.method
+    behaviour = behaviour_of(build_config(method.type, method.options()))
+    if full_precision and behaviour.corrects_quantisation:
+        raise UsageError(
+            f"a {method.type} adapter holds the error of its quantised base, which the full base does not have",
+            fix="lora-ft export --format peft, and use it on the quantised base",
+        )
+
+
 def _probe_inputs(run: Run) -> list[dict[str, list[int]]]:
     try:
         inputs: list[dict[str, list[int]]] = json.loads((run.adapter / "probes.json").read_text())
@@ -230,6 +242,7 @@ def export(
     exports.check_target(target)
     run = run if isinstance(run, Run) else Run(Path(run))
     quantised = run.facts["quant"] != "none" and not chosen.full_precision
+    _check_base_fits(run, chosen.full_precision)
     loaded = load(run, dtype=None if quantised else "float32", quantised=quantised, listener=listener)
     probes = exports.probe(loaded.model, _probe_inputs(run))
     artifact = Artifact(

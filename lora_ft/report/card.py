@@ -5,8 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_ft.recipe import Recipe, write_yaml
+from lora_ft_adapters.registry import find_method
 
 from .display import clean
+
+
+PLUG_IN = (
+    "import lora_ft_adapters  # pip install lora-ft: PEFT does not have this method",
+    "lora_ft_adapters.list_methods()",
+)
 
 
 def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figures: Mapping[str, float]) -> str:
@@ -43,6 +50,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
         lines += [
             "",
             "```python",
+            *(PLUG_IN if find_method(recipe.method.type).plug_in else ()),
             "from peft import PeftModel",
             'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
             "```",

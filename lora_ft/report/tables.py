@@ -1,7 +1,7 @@
 """Tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -34,6 +34,34 @@ def flips(rows: Sequence[tuple[str, str, str, str]], stream: TextIO, title: str)
     for row in rows:
         table.add_row(*(escape(clean(v.replace("\n", " "))) for v in row))
     Console(file=stream, highlight=False).print(table)
+
+
+def methods(rows: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
+    """Adapter methods by family, a line each, with what running them has shown; docs/methods.md has the reasons."""
+    console = Console(file=stream, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    for head in ("no-op", "merge", "nf4"):
+        table.add_column(head, justify="center", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    # rich would rather drop the other columns than cut this one.
+    room = console.width - max(len(r["name"]) for r in rows) - 31
+    table.add_column("what it is", no_wrap=True, overflow="ellipsis", max_width=max(16, room))
+    for family in sorted({r["family"] for r in rows}):
+        table.add_section()
+        for row in (r for r in rows if r["family"] == family):
+            good = {"fresh": "no-op", "merges": "yes", "nf4": "yes"}
+            said = [("+" if row[k] == want else "-") if k in row else "" for k, want in good.items()]
+            what = f"not trained here: {row['refused']}" if "refused" in row else row["description"]
+            table.add_row(row["name"], *said, _short(row.get("parameters")), escape(what))
+    console.print(table)
+
+
+def _short(count: int | None) -> str:
+    if not count:
+        return ""
+    scale, letter = next(((s, x) for s, x in ((10**6, "M"), (10**3, "k")) if count >= s), (1, ""))
+    return f"{count / scale:.3g}{letter}"
 
 
 def listing(rows: Sequence[Mapping[str, str]], stream: TextIO) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -198,8 +199,11 @@ def load_trained(path: Path, trained: Trained) -> None:
 def _load_adapter_tensors(path: Path, trained: Trained) -> None:
     tensors = load_file(path / ADAPTER)
     result: Any = set_peft_model_state_dict(trained.model, tensors)
-    names = {n for n, _ in trained.named}
-    missing = [k for k in result.missing_keys if k in names]
+    absent = set(result.missing_keys)
+    names: dict[int, set[str]] = defaultdict(set)  # a parameter that layers share is saved under one of its names
+    for name, p in trained.model.named_parameters(remove_duplicate=False):
+        names[id(p)].add(name)
+    missing = [n for n, p in trained.named if names[id(p)] <= absent]
     if missing or result.unexpected_keys:
         what = f"lacks {missing[0]}" if missing else f"has the unknown tensor {result.unexpected_keys[0]}"
         raise ArtifactError(f"the adapter file {what}", where=str(path / ADAPTER))

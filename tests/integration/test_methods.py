@@ -109,6 +109,21 @@ def test_gradual_unfreezing_starts_at_the_top_and_reaches_everything(recipe, tmp
     assert all(bool(v.any()) for k, v in late.items() if "lora_B" in k)
 
 
+@pytest.mark.parametrize("name", ["hra", "psoft"])
+def test_a_method_that_peft_cannot_run_on_four_bits_is_refused_in_words(recipe, tmp_path, name):
+    with pytest.raises(UsageError, match="does not run on this base|does not fit"):
+        lora_ft.train({**recipe, "quant": "nf4", "method": {"type": name}}, out=tmp_path / "run")
+
+
+def test_loftq_starts_nearer_to_the_unquantised_base_and_is_never_merged_into_it(recipe, tmp_path):
+    plain = lora_ft.train({**recipe, "quant": "nf4"}, out=tmp_path / "plain")
+    run = lora_ft.train({**recipe, "quant": "nf4", "method": {"type": "loftq", "r": 8}}, out=tmp_path / "run")
+    assert run.metrics["after"]["loss"] < plain.metrics["before"]["loss"]
+    with pytest.raises(UsageError, match="error of its quantised base"):
+        lora_ft.merge(run, tmp_path / "merged")
+    lora_ft.export(run, tmp_path / "peft", format_name="peft")
+
+
 def test_a_rate_for_a_parameter_that_does_not_exist_is_refused(recipe, tmp_path):
     recipe["train"]["lr_multipliers"] = {"*lora_C*": 2.0}
     with pytest.raises(UsageError, match="matches no parameter"):

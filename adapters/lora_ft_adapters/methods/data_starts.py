@@ -89,6 +89,7 @@ class LoftQ(Behaviour):
 
     needs_data = True
     changes_outputs = "it starts by correcting the quantisation error"
+    corrects_quantisation = True
 
     def matches(self, config: PeftConfig) -> bool:
         """By init_lora_weights."""

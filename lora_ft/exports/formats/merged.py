@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -10,6 +11,7 @@ from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports.publish import differences
 from lora_ft.records import Artifact, Probe
 from lora_ft.registry import EXPORTS
+from lora_ft_adapters import AdapterError, UnmergeableError, merge
 
 FLOAT32_LIMIT = 1e-3  # of a logit; float32 merges differ by about 1e-5
 KEPT_LIMIT = 0.5  # share of the update that must survive rounding to a 16-bit dtype
@@ -24,16 +26,12 @@ class MergedFormat:
 
     def write(self, artifact: Artifact, folder: Path) -> None:
         """Merge, round once, save with tokenizer and generation settings."""
-        if not hasattr(artifact.model, "merge_and_unload"):
-            raise UsageError("this adapter method cannot be merged", fix="lora-ft export --format peft")
         try:
-            model = artifact.model.merge_and_unload(safe_merge=True)
-        except (NotImplementedError, AttributeError) as error:
-            raise UsageError(
-                f"this adapter method cannot be merged: {error}", fix="lora-ft export --format peft"
-            ) from error
-        except ValueError as error:
-            raise ArtifactError(f"merging failed: {error}") from error
+            model: Any = merge(artifact.model)
+        except UnmergeableError as error:
+            raise UsageError(str(error), fix="lora-ft export --format peft") from error
+        except AdapterError as error:
+            raise ArtifactError(str(error)) from error
         model = model.to(getattr(torch, artifact.stored_dtype))
         model.config.dtype = getattr(torch, artifact.stored_dtype)
         if getattr(model, "generation_config", None) is not None:

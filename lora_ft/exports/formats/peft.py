@@ -9,7 +9,7 @@ from lora_ft.errors import ArtifactError
 from lora_ft.exports.publish import differences
 from lora_ft.records import Artifact, Probe
 from lora_ft.registry import EXPORTS
-from lora_ft_adapters import load_adapter
+from lora_ft_adapters import load_adapter, save_adapter
 
 
 class PeftFormat:
@@ -21,9 +21,7 @@ class PeftFormat:
 
     def write(self, artifact: Artifact, folder: Path) -> None:
         """Adapter and tokenizer; the config names the base as the recipe does."""
-        for config in artifact.model.peft_config.values():
-            config.base_model_name_or_path = artifact.base
-        artifact.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        save_adapter(artifact.model, folder, base=artifact.base)
         artifact.processor.save_pretrained(str(folder))
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
