@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .errors import AdapterError
@@ -35,8 +36,8 @@ class Block:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that adapters wrap, or the module itself."""
-    while isinstance(module, BaseTunerLayer):
-        module = module.get_submodule("base_layer")
+    while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        module = module.get_submodule("base_layer" if isinstance(module, BaseTunerLayer) else "original_module")
     return module
 
 

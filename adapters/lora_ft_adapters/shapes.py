@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from . import blocks
 from .targets import matches, plain_modules
 
 
@@ -22,18 +23,9 @@ def targeted(model: nn.Module, target_modules: str | Iterable[str] | None) -> li
     return [(n, m) for n, m in named if n in whole or any(matches(e, n) for e in entries)]
 
 
-def features(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear layer, quantised or not, None for another kind."""
-    if type(module).__name__ == "Conv1D":
-        shape: tuple[int, int] = tuple(module.weight.shape)  # type: ignore[arg-type]
-        return shape
-    ins, outs = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return (int(ins), int(outs)) if isinstance(ins, int) and isinstance(outs, int) else None
-
-
 def linear_sizes(model: nn.Module, target_modules: str | Iterable[str] | None) -> list[tuple[int, int]]:
     """(inputs, outputs) of every targeted linear layer; all linear layers when nothing is targeted."""
-    return [f for _, m in targeted(model, target_modules) if (f := features(m)) is not None]
+    return [blocks.linear_sizes(m) for _, m in targeted(model, target_modules) if blocks.is_linear(m)]
 
 
 Fit = Callable[[Mapping[str, Any], nn.Module], dict[str, Any]]

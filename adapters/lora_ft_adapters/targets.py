@@ -19,29 +19,17 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from .blocks import is_linear, unwrapped, walk
 from .errors import AdapterError, nearest
 
 _GLOB = re.compile(r"[*?\[]")
 _INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
-LINEAR = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt", "NonDynamicallyQuantizableLinear")
 
 
 def plain_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules by name as they were before any adapter: wrappers give way to what they wrap."""
     root: nn.Module = getattr(model, "get_base_model", lambda: model)()
-    found: list[tuple[str, nn.Module]] = []
-    _walk("", root, found)
-    return found[1:]
-
-
-def _walk(name: str, module: nn.Module, found: list[tuple[str, nn.Module]]) -> None:
-    inner = module._modules.get("base_layer") or module._modules.get("original_module")
-    if inner is not None:
-        _walk(name, inner, found)
-        return
-    found.append((name, module))
-    for child, part in module.named_children():
-        _walk(f"{name}.{child}" if name else child, part, found)
+    return [(name, module) for name, module in walk(root) if name]
 
 
 def matches(pattern: str, module_name: str) -> bool:
@@ -98,8 +86,8 @@ def all_linear(model: nn.Module) -> list[str]:
     """Names of the linear layers but the output head, as PEFT's `all-linear` chooses them."""
     find = getattr(model, "get_output_embeddings", None)
     head = find() if find else None
-    inside = getattr(head, "base_layer", getattr(head, "original_module", head))
-    return [n for n, m in plain_modules(model) if type(m).__name__ in LINEAR and m is not inside]
+    inside = unwrapped(head) if head is not None else None
+    return [n for n, m in plain_modules(model) if is_linear(m) and m is not inside]
 
 
 def block_of(name: str) -> int | None:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-
 LEGEND = """no-op: a fresh adapter changes nothing. merge: into the base's weights. nf4: on a 4-bit base.
 size: parameters that train on SmolLM2-135M by default. Why not, layers, models: docs/methods.md, or --json."""
 

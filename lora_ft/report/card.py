@@ -9,7 +9,6 @@ from lora_ft_adapters.registry import find_method
 
 from .display import clean
 
-
 PLUG_IN = (
     "import lora_ft_adapters  # pip install lora-ft: PEFT does not have this method",
     "lora_ft_adapters.list_methods()",

@@ -50,10 +50,10 @@ def test_the_parameters_in_the_table_are_those_of_the_reference_model(name):
 
 LOOKED_FOR = {
     "lora", "rslora", "dora", "pissa", "olora", "eva", "corda", "loraga", "loftq", "orthogonal", "loraplus", "lorafa",
-    "adalora", "ia3", "vera", "boft", "oft", "loha", "lokr", "ln_tuning", "fourierft", "randlora", "shira", "c3a", "road",
-    "miss", "vblora", "waveft", "hira", "delora", "prefix_tuning", "prompt_tuning", "p_tuning", "cartridge", "houlsby",
-    "trainable_tokens", "pfeiffer", "parallel", "compacter", "loreft", "noreft", "direft", "bitfit", "head", "layers",
-    "full",
+    "adalora", "ia3", "vera", "boft", "oft", "loha", "lokr", "ln_tuning", "fourierft", "randlora", "shira", "c3a",
+    "road", "miss", "vblora", "waveft", "hira", "delora", "prefix_tuning", "prompt_tuning", "p_tuning", "cartridge",
+    "trainable_tokens", "houlsby", "pfeiffer", "parallel", "compacter", "loreft", "noreft", "direft", "bitfit", "head",
+    "layers", "full",
 }  # fmt: skip
 
 

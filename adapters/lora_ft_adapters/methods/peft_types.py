@@ -25,8 +25,9 @@ from peft import (
 )
 from torch import nn
 
+from lora_ft_adapters.blocks import is_linear
 from lora_ft_adapters.registry import Method, register
-from lora_ft_adapters.shapes import at_most, divides, features
+from lora_ft_adapters.shapes import at_most, divides
 from lora_ft_adapters.targets import plain_modules
 
 View = Mapping[str, Any]
@@ -40,7 +41,7 @@ def _norms(view: View, model: nn.Module) -> dict[str, Any]:
 
 def _ia3(view: View, model: nn.Module) -> dict[str, Any]:
     """Keys, values and the input of the feed-forward's last layer where they can be told; else all outputs."""
-    names = [n for n, m in plain_modules(model) if features(m)]
+    names = [n for n, m in plain_modules(model) if is_linear(m)]
     last = {n: n.rsplit(".", 1)[-1].lower() for n in names}
     keys = [n for n in names if last[n] in ("k_proj", "v_proj", "key", "value", "k", "v")]
     down = [n for n in names if last[n] in ("down_proj", "fc2", "output_dense", "wo", "w2")]

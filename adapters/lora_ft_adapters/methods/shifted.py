@@ -23,6 +23,7 @@ from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
@@ -98,7 +99,9 @@ class Shifted(Behaviour):
         if given.use_dora or given.lora_bias or given.target_parameters:
             raise AdapterError(f"init_lora_weights={given.init_lora_weights!r} is for plain LoRA on linear layers")
         if given.target_modules == "all-linear":  # PEFT's preprocessing takes names only
-            given.target_modules = set(all_linear(model))
+            plain = not isinstance(model, PeftModel)
+            chosen = _maybe_include_all_linear_layers(copy.copy(given), model).target_modules if plain else None
+            given.target_modules = chosen or set(all_linear(model))
         _look_at_data(model, given, data)
         adapted = super().add(model, _doubled(given), adapter_name, None)
         for name, layer in adapted.named_modules():
