@@ -1,6 +1,7 @@
 """One contract over every registered method: what docs/methods.md says of it is what happens when it is run."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -55,6 +56,15 @@ LOOKED_FOR = {
     "trainable_tokens", "houlsby", "pfeiffer", "parallel", "compacter", "loreft", "noreft", "direft", "bitfit", "head",
     "layers", "full",
 }  # fmt: skip
+
+
+def test_the_readme_names_methods_that_exist_and_counts_them_right():
+    text = (methods_table.ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"\| family \| names \|.*?\n\n", text, re.S)[0]
+    named = set(re.findall(r"`(\w+)`", table))
+    assert named <= set(TRAINED)
+    assert int(re.search(r"and (\d+) more of PEFT's", table)[1]) == len(set(TRAINED) - named)
+    assert int(re.search(r"any other of (\d+) methods", text)[1]) == len(TRAINED)
 
 
 def test_names_that_people_look_for_are_there():

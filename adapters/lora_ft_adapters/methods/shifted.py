@@ -99,9 +99,12 @@ class Shifted(Behaviour):
         if given.use_dora or given.lora_bias or given.target_parameters:
             raise AdapterError(f"init_lora_weights={given.init_lora_weights!r} is for plain LoRA on linear layers")
         if given.target_modules == "all-linear":  # PEFT's preprocessing takes names only
-            plain = not isinstance(model, PeftModel)
-            chosen = _maybe_include_all_linear_layers(copy.copy(given), model).target_modules if plain else None
-            given.target_modules = chosen or set(all_linear(model))
+            named: Any = copy.copy(given)
+            if not isinstance(model, PeftModel):  # PEFT's rule leaves classifier heads out, but takes adapters in
+                named = _maybe_include_all_linear_layers(named, model)
+            else:
+                named.target_modules = set(all_linear(model))
+            given.target_modules = named.target_modules
         _look_at_data(model, given, data)
         adapted = super().add(model, _doubled(given), adapter_name, None)
         for name, layer in adapted.named_modules():
