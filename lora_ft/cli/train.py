@@ -76,14 +76,16 @@ def _resolve(recipes: list[Path], presets: list[str], sets: list[str], out: Path
 
 
 def _plan_text(facts: dict[str, Any]) -> str:
-    share = facts["trainable_parameters"] / facts["total_parameters"]
+    trains, total = facts["trainable_parameters"], facts["total_parameters"]
+    # A method that starts by decomposing the weights cannot be counted before they are read.
+    parameters = f"{trains:,} of {total:,} train ({trains / total:.2%})" if trains else f"{total:,} before the adapter"
     return (
         f"dry run: nothing was trained\n"
         f"  rows       {facts['rows']} as {facts['format']}, {facts['samples']} samples, {facts['held_out']} held out\n"
         f"  tokens     {facts['tokens_per_epoch']:,} an epoch, {facts['labelled_tokens']:,} labelled, "
         f"longest sample {facts['longest']}\n"
         f"  steps      {facts['steps']}\n"
-        f"  parameters {facts['trainable_parameters']:,} of {facts['total_parameters']:,} train ({share:.2%})\n"
+        f"  parameters {parameters}\n"
         f"  first sample, what is learnt in [[ ]]:\n\n{facts['sample']}"
     )
 

@@ -23,7 +23,7 @@ from lora_ft.runs import Run
 from lora_ft.training import checkpoint, loop
 from lora_ft.training.memory import peak_memory_bytes
 from lora_ft_adapters import AdapterError, add_adapter, count_parameters, save_adapter, state_of
-from lora_ft_adapters.behaviour import driver_of
+from lora_ft_adapters.behaviour import behaviour_of, driver_of
 from lora_ft_adapters.registry import find_method
 
 from .judge import Judge, answer_rows, token_budget, write_rows
@@ -252,17 +252,26 @@ class _Training:
         runs.write_text(self.run.adapter / "README.md", card)
 
 
+def _count(prepared: Prepared, config: Any) -> tuple[int | None, int]:
+    """(trainable, total) parameters on a model without weights; None for a method that starts by decomposing them."""
+    empty = skeleton(prepared.source, prepared.task.auto_class)
+    total = count_parameters(empty)[1]
+    try:
+        return count_parameters(add_adapter(empty, behaviour_of(config).sketch(config)))
+    except AdapterError as error:
+        cause = str(error.__cause__)
+        if "meta" in cause or isinstance(error.__cause__, NotImplementedError) or "set_data" in cause:
+            return None, total
+        raise usage(error) from error
+
+
 def dry_run(resolved: Resolved, listener: Listener | None = None) -> dict[str, Any]:
     """All checks that need no weights, and what training would do."""
     recipe = resolved.recipe
     prepared = prepare(recipe, listener or Silent())
     QUANTIZERS.get(recipe.quant).load_arguments(torch.float32)
     config = check_method(recipe, prepared)
-    try:
-        adapted = add_adapter(skeleton(prepared.source, prepared.task.auto_class), config)
-    except AdapterError as error:
-        raise usage(error) from error
-    trains, total = count_parameters(adapted)
+    trains, total = _count(prepared, config)
     steps, _ = planned_steps(recipe, prepared)
     lengths = [s.length for s in prepared.train]
     return {

@@ -61,6 +61,20 @@ def test_a_resumed_run_of_a_method_with_state_ends_bit_for_bit_the_same(recipe, 
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("name", ["lora", "eva", "pissa", "corda", "adalora", "shira", "houlsby", "prefix_tuning"])
+def test_a_dry_run_counts_what_training_will_train(recipe, tmp_path, name):
+    from lora_ft.recipe import load_recipe
+
+    recipe["method"] = {"type": name}
+    planned = train_verb.dry_run(load_recipe([recipe], [], []))
+    run = lora_ft.train(recipe, out=tmp_path / "run")
+    if name == "shira":  # it chooses entries of the weights themselves
+        assert planned["trainable_parameters"] is None
+    else:  # EVA shares the ranks out by what it finds
+        close = 0.1 if name == "eva" else 0
+        assert planned["trainable_parameters"] == pytest.approx(run.facts["trainable_parameters"], rel=close)
+
+
 def test_adalora_spends_its_budget_where_it_was_told(recipe, tmp_path):
     recipe["train"].update(steps=12)
     run = _train(recipe, tmp_path / "run", type="adalora", init_r=4, target_r=2)

@@ -7,6 +7,7 @@ LoftQ (Li et al. 2023, arXiv:2310.08659): on a quantised base Q, s B A starts as
 so the adapted model starts nearer to the unquantised one.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,10 @@ class Eva(Behaviour):
     def matches(self, config: PeftConfig) -> bool:
         """By init_lora_weights."""
         return isinstance(config, LoraConfig) and config.init_lora_weights == "eva"
+
+    def sketch(self, config: PeftConfig) -> PeftConfig:
+        """Plain LoRA; what ranks the data will choose is not known, but their sum."""
+        return plain_start(config)
 
     def add(self, model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibration | None) -> PeftModel:
         """A plain LoRA whose A is set from the data; the saved config needs no data any more."""
@@ -95,6 +100,10 @@ class LoftQ(Behaviour):
         """By init_lora_weights."""
         return isinstance(config, LoraConfig) and config.init_lora_weights == "loftq"
 
+    def sketch(self, config: PeftConfig) -> PeftConfig:
+        """Plain LoRA."""
+        return plain_start(config)
+
     def add(self, model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibration | None) -> PeftModel:
         """A plain LoRA with s B A the best rank-r approximation of W - Q."""
         given: Any = config
@@ -109,6 +118,12 @@ class LoftQ(Behaviour):
         if not _correct_all(adapted, adapter_name, original):
             raise AdapterError("loftq corrects the error of a quantised base; this base is not quantised", "quant: nf4")
         return adapted
+
+
+def plain_start(config: Any) -> PeftConfig:
+    """The same LoRA, starting as LoRA does."""
+    made: PeftConfig = dataclasses.replace(config, init_lora_weights=True, eva_config=None, loftq_config={})
+    return made
 
 
 @torch.no_grad()

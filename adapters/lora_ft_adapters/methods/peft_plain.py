@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import peft
+import torch
 from peft import (
     AdaptionPromptConfig,
+    FrodConfig,
     PeftConfig,
     PeftModel,
     ShadowConfig,
+    ShiraConfig,
     TrainableTokensConfig,
     UniLoraConfig,
     VBLoRAConfig,
@@ -73,6 +76,23 @@ class Shadow(Behaviour):
         return adapted
 
 
+class Sparse(Behaviour):
+    """SHiRA and FRoD build sparse tensors of indices they have just made; torch asks that the choice be said."""
+
+    def matches(self, config: PeftConfig) -> bool:
+        """By their config classes."""
+        return isinstance(config, ShiraConfig | FrodConfig)
+
+    def add(self, model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibration | None) -> PeftModel:
+        """Leave torch's checks off, as they are by default."""
+        torch.sparse.check_sparse_tensor_invariants.disable()
+        return super().add(model, config, adapter_name, data)
+
+    def attach(self, model: PeftModel) -> None:
+        """The same for a loaded one."""
+        torch.sparse.check_sparse_tensor_invariants.disable()
+
+
 class Bank(Behaviour):
     """UniLoRA and VB-LoRA read every factor from one bank of vectors that cannot be zero."""
 
@@ -100,6 +120,7 @@ class OneOnly(Behaviour):
 register_behaviour(OneOnly())
 register_behaviour(Shadow())
 register_behaviour(Bank())
+register_behaviour(Sparse())
 
 
 def _upper_blocks(view: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

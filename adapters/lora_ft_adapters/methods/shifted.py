@@ -112,6 +112,12 @@ class Shifted(Behaviour):
                 _start(name, layer, adapter_name, given)
         return adapted
 
+    def sketch(self, config: PeftConfig) -> PeftConfig:
+        """Plain LoRA of rank 2r."""
+        made: PeftConfig = _doubled(config)
+        delattr(made, CONSTANT)
+        return made
+
     def driver(self, model: PeftModel, adapter_name: str) -> Driver:
         """Keeps the start frozen."""
         return _Half(model, adapter_name)
