@@ -202,6 +202,8 @@ def merge(model: PeftModel) -> nn.Module:
     """
     if not hasattr(model, "merge_and_unload"):
         raise UnmergeableError(f"{_kind(model)} cannot be merged: it adds inputs, not weights")
+    if any(getattr(c, "layer_replication", None) for c in model.peft_config.values()):
+        _unshare(model)
     try:
         fold: Any = model.merge_and_unload
         with quiet():
@@ -214,6 +216,19 @@ def merge(model: PeftModel) -> nn.Module:
             raise AdapterError(f"merging failed: {error}") from error
         raise UnmergeableError(f"{_kind(model)} cannot be merged: {error}") from error
     return merged
+
+
+def _unshare(model: PeftModel) -> None:
+    """Give repeated layers weights of their own; PEFT would merge each one's adapter into the weight they share."""
+    bare: Any = model.get_base_model()
+    ends = [find() for find in (bare.get_input_embeddings, bare.get_output_embeddings)]
+    seen = {id(p) for end in ends if end is not None for p in end.parameters()}
+    held: set[int] = set()
+    for module in bare.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if id(p) in held and id(p) not in seen:
+                setattr(module, name, nn.Parameter(p.detach().clone(), requires_grad=False))
+            held.add(id(p))
 
 
 def _kind(model: PeftModel) -> str:

@@ -75,6 +75,15 @@ def test_a_dry_run_counts_what_training_will_train(recipe, tmp_path, name):
         assert planned["trainable_parameters"] == pytest.approx(run.facts["trainable_parameters"], rel=close)
 
 
+def test_repeated_layers_train_load_and_merge(recipe, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    run = _train(recipe, tmp_path / "run", type="lora", r=4, layer_replication=[[0, 2], [1, 2]])
+    assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"]
+    lora_ft.merge(run, tmp_path / "merged")
+    assert len(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").model.layers) == 3
+
+
 def test_adalora_spends_its_budget_where_it_was_told(recipe, tmp_path):
     recipe["train"].update(steps=12)
     run = _train(recipe, tmp_path / "run", type="adalora", init_r=4, target_r=2)

@@ -23,6 +23,7 @@ from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.registry import Method, register
 from lora_ft_adapters.targets import block_of, plain_modules
 
+CHECKS: Any = torch.sparse.check_sparse_tensor_invariants
 # name -> (config class, one sentence)
 _ON_LINEAR = {
     "adamss": ("AdamssConfig", "Trains a few subspaces of each weight, chosen by clustering its singular vectors."),
@@ -85,12 +86,12 @@ class Sparse(Behaviour):
 
     def add(self, model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibration | None) -> PeftModel:
         """Leave torch's checks off, as they are by default."""
-        torch.sparse.check_sparse_tensor_invariants.disable()
+        CHECKS.disable()
         return super().add(model, config, adapter_name, data)
 
     def attach(self, model: PeftModel) -> None:
         """The same for a loaded one."""
-        torch.sparse.check_sparse_tensor_invariants.disable()
+        CHECKS.disable()
 
 
 class Bank(Behaviour):
