@@ -47,3 +47,9 @@ def tiny_tokenizer(template: str | None, eos: str = "<|im_end|>") -> PreTrainedT
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token=eos, pad_token=eos)
     tokenizer.chat_template = template
     return tokenizer
+
+
+def checkpoint_activations(model) -> None:
+    """Transformers 5.23 has another name for it than 5.17."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

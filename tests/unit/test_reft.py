@@ -150,7 +150,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         shake(model)
         if checkpointing:
             model.enable_input_require_grads()
-            model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model.base_model.model)
         model.train()
         model(input_ids=IDS, labels=IDS).loss.backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})

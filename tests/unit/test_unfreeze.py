@@ -8,6 +8,7 @@ from torch import nn
 from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.registry import build_config
 from tests.conftest import tiny_llama
+from tests.tiny import checkpoint_activations
 from tests.unit.test_own_families import make, run
 from tests.unit.test_own_methods import IDS, adapted, base, shake, train
 
@@ -189,7 +190,7 @@ def test_gradient_checkpointing_trains_the_copies():
     for checkpointing in (False, True):
         model = adapted("full")
         if checkpointing:
-            model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model.base_model.model)
         model.train()
         model(input_ids=IDS, labels=IDS).loss.backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
