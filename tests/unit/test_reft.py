@@ -7,6 +7,7 @@ from torch import nn
 
 from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.registry import build_config
+from tests.tiny import checkpoint_activations
 from tests.unit.test_own_families import make
 from tests.unit.test_own_methods import Toy, _linear, adapted, assert_same, base, shake, train
 
