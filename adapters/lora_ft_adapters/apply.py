@@ -7,10 +7,11 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .behaviour import Calibration, behaviour_of, quiet
+from .check import check_names
 from .errors import AdapterError, UnmergeableError
 from .targets import check_targets, resolve_targets
 
@@ -45,6 +46,7 @@ def add_adapter(
         raise AdapterError(f"adapter name {adapter_name!r}: a dot would split it in the saved tensors' names")
     targets: Any = getattr(config, "target_modules", None)
     check_targets(model, targets)
+    check_names(model, config)
     if targets and not isinstance(targets, str):
         config.__dict__["target_modules"] = set(resolve_targets(model, targets))
     try:
@@ -53,9 +55,10 @@ def add_adapter(
     except AdapterError:
         raise
     except _MISFITS as error:
-        raise AdapterError(f"the adapter does not fit this model: {error}", "check target_modules") from error
-    if not any(True for _ in trainable(adapted)):
-        raise AdapterError("nothing is trainable: the adapter added no parameters", "check target_modules")
+        why = str(error) or type(error).__name__
+        raise AdapterError(f"the adapter does not fit this model: {why}", "check its options and targets") from error
+    if not any(p.numel() for _, p in trainable(adapted)):
+        raise AdapterError("nothing is trainable: the adapter added no parameters", "check its options and targets")
     return adapted
 
 
@@ -86,10 +89,11 @@ def load_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
             config = read_config(folder)
             if isinstance(model, PeftModel):
                 adapted = model
-                _check_loaded(adapted.load_adapter(str(folder), adapter_name))
+                adapted.load_adapter(str(folder), adapter_name)
                 adapted.set_adapter(adapter_name, inference_mode=True)
             else:
                 adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, config=config)
+            _check_complete(adapted, Path(folder), adapter_name)
             behaviour_of(config).attach(adapted)
     except (*_MISFITS, OSError, SafetensorError) as error:
         if isinstance(error, AdapterError):
@@ -113,9 +117,16 @@ def read_config(folder: str | Path) -> PeftConfig:
     return config
 
 
-def _check_loaded(result: Any) -> None:
-    if result.unexpected_keys:
-        raise AdapterError(f"the adapter file has the unknown tensor {result.unexpected_keys[0]}")
+def _check_complete(model: PeftModel, folder: Path, adapter_name: str) -> None:
+    """PEFT loads what is there and only warns of a tensor that is missing or that belongs to nothing."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        saved = set(file.keys())
+    wanted = set(state_of(model, adapter_name))
+    # PEFT itself may have saved whole embeddings beside the adapter; they are loaded into the base.
+    extra = [k for k in saved - wanted if not k.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    if wanted - saved or extra:
+        what = f"lacks {min(wanted - saved)}" if wanted - saved else f"has the unknown tensor {min(extra)}"
+        raise AdapterError(f"the adapter file {what}", "the file is damaged, or of another version of the adapter")
 
 
 def save_adapter(model: PeftModel, folder: str | Path, adapter_name: str = "default", base: str = "") -> Path:
@@ -168,8 +179,13 @@ def unsaved(model: PeftModel, adapter_name: str = "default") -> list[str]:
 def active(model: PeftModel, *adapter_names: str) -> Iterator[PeftModel]:
     """In this context exactly these adapters are active, and none when no name is given; then as before."""
     if not adapter_names:
-        with model.disable_adapter():
-            yield model
+        grads = {n: p.requires_grad for n, p in model.named_parameters()}
+        try:
+            with model.disable_adapter():
+                yield model
+        finally:  # PEFT unfreezes every tensor of the adapter again, also those that its method keeps frozen
+            for name, p in model.named_parameters():
+                p.requires_grad_(grads[name])
         return
     unknown = [n for n in adapter_names if n not in model.peft_config]
     if unknown:

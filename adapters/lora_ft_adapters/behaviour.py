@@ -5,7 +5,7 @@ loop ask for the one whose `matches(config)` is true and never name a method.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +147,8 @@ _NOISE = (
     (".*path_initial_model_for_weight_conversion.*", UserWarning),
     (".*`?init_lora_weights`? is '(eva|corda|lora_ga)' but .* is not specified.*", UserWarning),
     (".*with eva initialization used with low_cpu_mem", UserWarning),
+    # load_adapter refuses such a file by itself.
+    ("Found missing adapter keys while loading the checkpoint", UserWarning),
     # AdaLoRA's pattern of kept ranks is not LoRA's pattern of ranks.
     (".*rank_pattern keys.*lora_E", RuntimeWarning),
     # LoRA-GA counts gradients with a hook on modules, and the first of them has no input that needs a gradient.
@@ -177,6 +179,12 @@ def quiet() -> Iterator[None]:
 def detached(tensor: Tensor) -> Tensor:
     """A copy on the CPU for a checkpoint."""
     return tensor.detach().cpu().contiguous().clone()
+
+
+def keep_frozen(layer: Any, adapter_name: str, parts: Iterable[str]) -> None:
+    """Freeze parts of a PEFT layer's adapter, so that PEFT freezes them again when it switches adapters."""
+    layer.frozen_peft_weight_names = {**layer.frozen_peft_weight_names, adapter_name: tuple(parts)}
+    layer._freeze_non_trainable_peft_weights(adapter_name)
 
 
 @torch.no_grad()

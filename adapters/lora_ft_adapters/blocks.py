@@ -180,6 +180,30 @@ def transformer_blocks(model: nn.Module) -> list[Block]:
     ]
 
 
+def stacks(model: nn.Module) -> list[Block]:
+    """The blocks of every stack, bare names: transformer blocks, or else the elements of the outermost sequences."""
+    root: nn.Module = getattr(model, "get_base_model", lambda: model)()
+    try:
+        return transformer_blocks(root)
+    except AdapterError:
+        found = list(_sequences(unwrapped(root), ""))
+        return [Block(f"{n}.{i}" if n else str(i), n, i, e) for n, es in found for i, e in enumerate(es)]
+
+
+def _sequences(module: nn.Module, name: str) -> Iterator[tuple[str, Sequence[nn.Module]]]:
+    if isinstance(module, nn.Sequential | nn.ModuleList) and len(module) > 1:
+        yield name, list(module)
+        return
+    for child_name, child in module.named_children():
+        yield from _sequences(unwrapped(child), f"{name}.{child_name}" if name else child_name)
+
+
+def block_at(name: str, blocks: Sequence[Block]) -> Block | None:
+    """The block that a module or parameter is in, by its bare name."""
+    inside = [b for b in blocks if name == b.name or name.startswith(f"{b.name}.")]
+    return max(inside, key=lambda b: len(b.name), default=None)
+
+
 def _lists(module: nn.Module, name: str) -> Iterator[tuple[str, Sequence[nn.Module]]]:
     """Outermost lists of modules with parameters, by name."""
     module = unwrapped(module)

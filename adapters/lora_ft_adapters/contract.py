@@ -159,11 +159,16 @@ class _Run:
 
     def switch_off(self) -> None:
         """Switched off, the model is the base to the last bit."""
-        with active(self.model):
+        before = [n for n, _ in trainable(self.model)]
+        with self.model.disable_adapter():
             off = self._far(self._outputs(self.model), self.reference)
         self._fault(off != 0, f"switched off, outputs differ from the base by {off:.1e}")
         again = self._far(self._outputs(self.model), self.trained)
         self._fault(again != 0, f"switched on again, outputs differ by {again:.1e}")
+        other = set(before) ^ {n for n, _ in trainable(self.model)}
+        self._fault(
+            bool(other), f"switched on again, {len(other)} other tensors train, for example {sorted(other)[:1]}"
+        )
 
     def save_and_load(self) -> None:
         """Saved, loaded under another name by us and by stock PEFT, it gives the same outputs."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 from typing import Any
 
 from peft import PeftConfig
@@ -16,6 +17,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
 from .behaviour import quiet
+from .check import check_names, check_ties, check_values
 from .errors import AdapterError, did_you_mean
 from .plugin import WRITTEN, AdapterConfig
 from .shapes import Fit
@@ -141,12 +143,17 @@ def build_config(
     wrong = [o for o in options if o in method.fixed and options[o] != method.fixed[o]]
     if wrong:
         raise AdapterError(f"method {name!r} is {wrong[0]}={method.fixed[wrong[0]]!r}, not {options[wrong[0]]!r}")
+    check_values(f"method {name!r}", method.config_class, options)
     values = {**method.defaults, **options, **method.fixed}
     if "target_modules" in allowed and values.get("target_modules") is None and not values.get("target_parameters"):
         values["target_modules"] = method.targets  # all layers beat attention only at equal size (Schulman 2025)
     if model is not None:
         _settle(method, values, options, model)
-    return _construct(method, values, task_type)
+        check_names(model, SimpleNamespace(**values))
+    config = _construct(method, values, task_type)
+    if model is not None and not method.plug_in:
+        check_ties(model, config)
+    return config
 
 
 def _settle(method: Method, values: dict[str, Any], options: Mapping[str, Any], model: nn.Module) -> None:
@@ -170,5 +177,6 @@ def _construct(method: Method, values: Mapping[str, Any], task_type: str | None)
         ) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise AdapterError(
-            f"method {method.name!r} refuses these options: {error}", "see PEFT's documentation"
+            f"method {method.name!r} refuses these options: {error}",
+            "see the paper" if method.plug_in else "see PEFT's documentation",
         ) from error

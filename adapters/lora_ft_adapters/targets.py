@@ -7,7 +7,8 @@ An entry of `target_modules` is one of
     re:.*\\.(q|v)_proj                    a regular expression that matches the whole name
     type:Conv2d                          every module whose class has this name
     all-linear                           every linear layer but the output head (PEFT's rule)
-    layers:8-11, layers:-4               keeps, of what the other entries match, blocks 8 to 11, or the last four
+    layers:8-11, layers:-4               keeps, of what the other entries match, blocks 8 to 11, or the last four, of
+                                         each stack (an encoder-decoder has two)
 
 A string that is not in a list is `all-linear` or a regular expression, as in PEFT.
 """
@@ -15,15 +16,14 @@ A string that is not in a list is `all-linear` or a regular expression, as in PE
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from .blocks import is_linear, unwrapped, walk
+from .blocks import Block, block_at, is_linear, stacks, unwrapped, walk
 from .errors import AdapterError, nearest
 
 _GLOB = re.compile(r"[*?\[]")
-_INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
 def plain_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -53,15 +53,16 @@ def resolve_targets(model: nn.Module, target_modules: str | Iterable[str]) -> st
     ranges = [e for e in entries if e.startswith("layers:")]
     rest = [e for e in entries if not e.startswith("layers:")] or ["all-linear"]
     chosen = {n for e in rest for n in _select(e, model)}
+    blocks = stacks(model) if ranges else []
     for entry in ranges:
-        inside = _blocks(entry, model)
-        chosen = {n for n in chosen if block_of(n) in inside}
+        inside = {b.name for b in _in_range(entry, blocks)}
+        chosen = {n for n in chosen if (b := block_at(n, blocks)) is not None and b.name in inside}
     if not chosen:
         raise AdapterError(f"target_modules: nothing that {', '.join(rest)} matches lies in {', '.join(ranges)}")
     return [n for n, _ in plain_modules(model) if n in chosen]
 
 
-def check_targets(model: nn.Module, target_modules: str | Iterable[str] | None) -> None:
+def check_targets(model: nn.Module, target_modules: str | Iterable[str] | None, option: str = "target_modules") -> None:
     """Refuse an entry of `target_modules` that matches no module of `model`.
 
     PEFT stays silent when one of several names matches nothing, and half of the adapter is missing.
@@ -74,11 +75,16 @@ def check_targets(model: nn.Module, target_modules: str | Iterable[str] | None) 
     if isinstance(target_modules, str):
         _check_regex(target_modules, [n for n, _ in plain_modules(model)])
         return
+    target_modules = list(target_modules)
+    odd = [p for p in target_modules if not isinstance(p, str)]
+    if odd:
+        raise AdapterError(f"{option}: {odd[0]!r} is no name")
     missing = [p for p in target_modules if not p.startswith("layers:") and not _select(p, model)]
     if missing:
         hints = "; ".join(f"{p!r} matches no module{_hint(p, model)}" for p in missing)
         raise AdapterError(
-            f"target_modules: {hints}", "use one of the names above, a regex, or target_modules: all-linear"
+            f"{option}: {hints}",
+            "use one of the names above" + (", a regex, or all-linear" if option == "target_modules" else ""),
         )
 
 
@@ -88,12 +94,6 @@ def all_linear(model: nn.Module) -> list[str]:
     head = find() if find else None
     inside = unwrapped(head) if head is not None else None
     return [n for n, m in plain_modules(model) if is_linear(m) and m is not inside]
-
-
-def block_of(name: str) -> int | None:
-    """The number of the block that a module or parameter is in: the first number in its dotted name."""
-    found = _INDEX.search(name)
-    return int(found.group(1)) if found else None
 
 
 def _is_pattern(entry: str) -> bool:
@@ -117,20 +117,22 @@ def _select(entry: str, model: nn.Module) -> list[str]:
     return [n for n in names if matches(entry, n)]
 
 
-def _blocks(entry: str, model: nn.Module) -> set[int]:
-    """The numbers that `layers:a-b`, `layers:a` or `layers:-n` stands for."""
-    there = {b for n, _ in plain_modules(model) if (b := block_of(n)) is not None}
-    text = entry.removeprefix("layers:")
-    found = re.fullmatch(r"(\d+)-(\d+)|(\d+)|-(\d+)", text)
+def _in_range(entry: str, blocks: Sequence[Block]) -> list[Block]:
+    """The blocks that `layers:a-b`, `layers:a` or `layers:-n` stands for, in every stack."""
+    found = re.fullmatch(r"(\d+)-(\d+)|(\d+)|-([1-9]\d*)", entry.removeprefix("layers:"))
     if not found:
         raise AdapterError(f"target_modules: {entry!r} is no range", "layers:8-11, layers:3, or layers:-4 (the last)")
+    if not blocks:
+        raise AdapterError(f"target_modules: {entry!r}, but this model has no list of blocks", "use whole names")
     first, last, one, back = found.groups()
+    size = Counter(b.stack for b in blocks)
     if back:
-        return set(sorted(there)[-int(back) :])
-    wanted = set(range(int(first or one), int(last or one) + 1))
-    if not wanted <= there:
-        raise AdapterError(f"target_modules: {entry!r}, but the model has blocks 0 to {max(there, default=0)}")
-    return wanted
+        return [b for b in blocks if b.index >= size[b.stack] - int(back)]
+    low, high = int(first or one), int(last or one)
+    most = max(size.values()) - 1
+    if low > high or high > most:
+        raise AdapterError(f"target_modules: {entry!r}, but the model has blocks 0 to {most}")
+    return [b for b in blocks if low <= b.index <= high]
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -38,7 +38,7 @@ def combine(  # noqa: PLR0913 - one argument per option
     from lora_ft.errors import UsageError
 
     try:
-        numbers = [float(w) for w in weights.split(",")] if weights else None
+        numbers = [float(w) for w in weights.split(",")] if weights is not None else None
     except ValueError as error:
         raise UsageError(f"--weights {weights!r} are no numbers", fix="--weights 0.7,0.3") from error
     listener = report.make_listener()

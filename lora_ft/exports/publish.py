@@ -13,6 +13,7 @@ from lora_ft.errors import ArtifactError, ResourceError, UsageError
 from lora_ft.records import Artifact, Probe
 from lora_ft.registry import ExportFormat
 from lora_ft.runs import make_readable
+from lora_ft_adapters import active
 
 
 def probe(model: Any, inputs: Sequence[Mapping[str, Any]]) -> list[Probe]:
@@ -27,7 +28,7 @@ def probe(model: Any, inputs: Sequence[Mapping[str, Any]]) -> list[Probe]:
         for one in inputs:
             tensors = {k: torch.as_tensor(v)[None].to(device) for k, v in one.items()}
             adapted = model(**tensors).logits.float().cpu()
-            with model.disable_adapter():
+            with active(model):
                 base = model(**tensors).logits.float().cpu()
             adapted = _last(adapted, base.shape[1])
             probes.append(Probe({k: v.cpu() for k, v in tensors.items()}, base, adapted))

@@ -169,7 +169,7 @@ def tuned_weights(base: Any, tuned: Input) -> Any:
     if Path(source).is_dir():
         check_files(source)
         folder = algebra.TensorFolder(source)
-        if set(folder) & {n for n, _ in base.named_parameters()}:
+        if {n for n, _ in base.named_parameters()} <= set(folder):  # stacked experts have other names in files
             return folder
     return load_model(source, tuned.task.auto_class, dtype=torch.float32, device=next(base.parameters()).device)
 

@@ -13,6 +13,7 @@ from lora_ft.recipe import Recipe
 from lora_ft.records import Example, Judgement, Listener, LossSum, Prediction, PredictOptions, Sample
 from lora_ft.registry import Task
 from lora_ft.training.batching import by_length
+from lora_ft_adapters import active
 
 # Padding included. On a CPU more tokens at once gain nothing and cost cache; on a GPU fewer leave it idle.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}
@@ -42,7 +43,7 @@ class Judge:
 
     def side(self, base: bool) -> Any:
         """A context in which the model is the base, or the adapter on it."""
-        return self.model.disable_adapter() if base else nullcontext()
+        return active(self.model) if base else nullcontext()
 
     def held_out(self, samples: Sequence[Sample], budget: int, what: str) -> Callable[[], dict[str, float]]:
         """A function that gives the streaming metrics of the model as it is then."""

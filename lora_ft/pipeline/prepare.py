@@ -37,6 +37,7 @@ class Prepared:
         held_out_examples: the rows of these.
         report: of the training rows.
         held_out_report: of the held-out rows, or None.
+        new_tokens: those of the recipe that the tokenizer did not know.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Prepared:
     held_out_examples: list[Example]
     report: DataReport
     held_out_report: DataReport | None
+    new_tokens: tuple[str, ...] = ()
 
 
 def prepare(recipe: Recipe, listener: Listener) -> Prepared:
@@ -57,9 +59,11 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     source = resolve(recipe.model, listener.note)
     processor = load_processor(source)
     data = recipe.data
+    new: tuple[str, ...] = ()
     if data.add_tokens:
-        new = [t for t in data.add_tokens if t not in processor.get_vocab()]
-        processor.add_tokens(list(data.add_tokens))
+        known = processor.get_vocab()
+        new = tuple(dict.fromkeys(t for t in data.add_tokens if t not in known))
+        processor.add_tokens(list(new))  # a known token added again would be cut out of the middle of words
         listener.note(f"{len(new)} new tokens" + (f" ({', '.join(new[:6])})" if new else ": all are known already"))
     for note in task.check_processor(processor):
         listener.note(note)
@@ -79,7 +83,7 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     if held_report:
         tell(held_report, "held-out", listener)
         _warn_of_leaks(samples, held_samples, listener)
-    return Prepared(task, source, processor, options, samples, held_samples, held, report, held_report)
+    return Prepared(task, source, processor, options, samples, held_samples, held, report, held_report, new)
 
 
 def planned_steps(recipe: Recipe, prepared: Prepared) -> tuple[int, int]:

@@ -14,7 +14,16 @@ from lora_ft.recipe import Recipe
 from lora_ft.records import Batch, LossSum
 from lora_ft.registry import QUANTIZERS, Task
 from lora_ft.training.batching import by_length, epoch_order, step_samples
-from lora_ft_adapters import AdapterError, Calibration, add_adapter, build_config, list_methods, trainable, unsaved
+from lora_ft_adapters import (
+    AdapterError,
+    Calibration,
+    active,
+    add_adapter,
+    build_config,
+    list_methods,
+    trainable,
+    unsaved,
+)
 from lora_ft_adapters.behaviour import behaviour_of
 from lora_ft_adapters.fast.lora import Lean
 from lora_ft_adapters.fast.verify import Verdict, verify
@@ -44,20 +53,34 @@ def check_method(recipe: Recipe, prepared: Prepared) -> Any:
     try:
         method = recipe.method
         empty = skeleton(prepared.source, prepared.task.auto_class)
-        options = {**method.options(), **_new_tokens(recipe, prepared)}
+        options = {**method.options(), **_new_tokens(recipe, prepared, empty)}
         config = build_config(method.type, options, prepared.task.peft_task_type, empty)
-        behaviour_of(config).prepare(config, planned_steps(recipe, prepared)[0])
+        behaviour = behaviour_of(config)
+        if behaviour.corrects_quantisation and recipe.quant == "none":
+            raise AdapterError(f"{method.type} corrects the error of a quantised base, and quant is none", "quant: nf4")
+        _check_biases(config)
+        behaviour.prepare(config, planned_steps(recipe, prepared)[0])
         return config
     except AdapterError as error:
         raise usage(error) from error
 
 
-def _new_tokens(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+def _check_biases(config: Any) -> None:
+    """PEFT trains `bias: all` in the base itself, where it stays when the adapter is switched off."""
+    bias = getattr(config, "bias", "none")
+    if bias != "none":
+        raise AdapterError(
+            f"bias: {bias} changes the base itself, so before and after could not be compared",
+            "bias: none, with method type bitfit for biases, or lora_bias: true for biases of the adapter",
+        )
+
+
+def _new_tokens(recipe: Recipe, prepared: Prepared, empty: Any) -> dict[str, Any]:
     """The method option that trains the rows of the recipe's new tokens."""
-    if not recipe.data.add_tokens:
+    if not prepared.new_tokens:
         return {}
     method = find_method(recipe.method.type)
-    ids = sorted({prepared.processor.convert_tokens_to_ids(t) for t in recipe.data.add_tokens})
+    ids = sorted(prepared.processor.convert_tokens_to_ids(list(prepared.new_tokens)))
     option = next((o for o in ("trainable_token_indices", "token_indices") if o in method.options()), None)
     if option is None:
         able = sorted(n for n, m in list_methods().items() if "trainable_token_indices" in m.options())
@@ -68,14 +91,21 @@ def _new_tokens(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     given = recipe.method.options().get(option) or []
     if not isinstance(given, list):
         raise AdapterError(f"method.{option}: give a list of token ids when data.add_tokens is used")
-    return {option: sorted({*ids, *given})}
+    rows = sorted({*ids, *given})
+    if option == "token_indices":
+        return {option: rows}
+    # A head of its own must learn to write the new tokens, or it gives all of them the same chance for ever.
+    ends = [getattr(empty, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    names = [n for n, m in empty.named_modules() if m is not None and any(m is e for e in ends)]
+    tied = bool(getattr(getattr(empty, "config", None), "tie_word_embeddings", True))
+    return {option: dict.fromkeys((n.rsplit(".", 1)[-1] for n in names), rows) if not tied else rows}
 
 
 def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dtype, device: torch.device) -> Ready:
     """The base loaded and checked, the adapter on it, and the loss that will be trained with."""
     base = load_base(recipe, prepared.task, prepared.source, dtype, device)
     mark = fingerprint(base)
-    if recipe.data.add_tokens:
+    if prepared.new_tokens:
         grow_embeddings(base, len(prepared.processor))
     check_vocabulary(base, prepared.processor)
     base.generation_config.update(**prepared.task.generation_defaults(base, prepared.processor))
@@ -91,7 +121,7 @@ def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dty
     if lost:
         raise UsageError(f"{len(lost)} trained tensors would not be saved, for example {lost[0]}", where="method")
     _check_runs(recipe, prepared, model, batch)
-    with torch.no_grad(), model.disable_adapter():
+    with torch.no_grad(), active(model):
         after = prepared.task.loss(model.eval(), batch).total
     # Repeated layers are the one thing that a user asks of the base itself; it is judged with them.
     same = bool(getattr(config, "layer_replication", None)) or torch.allclose(before, after, rtol=1e-5)

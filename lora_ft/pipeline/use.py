@@ -92,14 +92,20 @@ def load(
     data = recipe.data
     options = EncodeOptions(facts["encode"]["max_length"], data.overlong, data.system_prompt, data.template)
     processor = load_processor(str(run.adapter))
-    if recipe.data.add_tokens:
-        grow_embeddings(base, len(processor))
+    _grow(base, recipe, processor)
     base.generation_config.update(**task.generation_defaults(base, processor))
     try:
         model = load_adapter(base, run.adapter)
     except AdapterError as error:
         raise ArtifactError(str(error), where=str(run.adapter)) from error
     return Loaded(model, processor, recipe, task, options, run, dtype)
+
+
+def _grow(base: Any, recipe: Recipe, processor: Any) -> Any:
+    """Room for the tokens that training added."""
+    if recipe.data.add_tokens:
+        grow_embeddings(base, len(processor))
+    return base
 
 
 def _load_base(recipe: Recipe, task: Task, dtype: str, listener: Listener, *, quantised: bool) -> Any:
@@ -252,7 +258,11 @@ def export(
         auto_class=loaded.task.auto_class,
         stored_dtype=dtype or stored_dtype(resolve(loaded.recipe.model, listener.note)),
         generation=loaded.task.generation_defaults(loaded.model, loaded.processor),
-        load_base=lambda: _load_base(loaded.recipe, loaded.task, loaded.dtype, listener, quantised=quantised),
+        load_base=lambda: _grow(
+            _load_base(loaded.recipe, loaded.task, loaded.dtype, listener, quantised=quantised),
+            loaded.recipe,
+            loaded.processor,
+        ),
     )
 
     def finish(folder: Path, figures: Mapping[str, float]) -> None:

@@ -31,7 +31,7 @@ class DataSection(_Section):
         "drop", description="What to do with a row longer than max_length; an answer is never cut."
     )
     system_prompt: str | None = Field(None, description="Put before every conversation that has no system message.")
-    add_tokens: tuple[str, ...] = Field(
+    add_tokens: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
         (), description="New tokens for the tokenizer; only their embedding rows train, beside the adapter."
     )
     template: Literal["auto", "none"] = Field(

@@ -9,6 +9,7 @@ from lora_ft_adapters.registry import find_method
 
 from .display import clean
 
+GROWN = ('base.resize_token_embeddings(len(AutoTokenizer.from_pretrained("THIS_FOLDER")))  # new tokens',)
 PLUG_IN = (
     "import lora_ft_adapters  # pip install lora-ft: PEFT does not have this method",
     "lora_ft_adapters.list_methods()",
@@ -51,6 +52,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
             "```python",
             *(PLUG_IN if find_method(recipe.method.type).plug_in else ()),
             "from peft import PeftModel",
+            *(GROWN if recipe.data.add_tokens else ()),
             'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
             "```",
         ]

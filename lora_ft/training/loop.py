@@ -23,7 +23,7 @@ from .batching import micro_batches, step_samples
 from .checkpoint import Progress, Trained
 from .memory import peak_memory_bytes
 from .optim import build_optimizer
-from .rates import rate_scales, waiting
+from .rates import block_places, rate_scales, waking
 from .schedule import rate_factor
 from .signals import StopRequest, stop_on_signal
 
@@ -116,15 +116,19 @@ class _Loop:
         named = list(trainable(job.model))
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
-        scales = rate_scales(self.names, job.settings, job.lr_scales)
+        place = block_places(job.model)
+        scales = rate_scales(self.names, job.settings, job.lr_scales, place)
+        self.wakes = waking(self.names, job.settings.unfreeze_every, job.steps, place)
         self.optimizer: Optimizer = build_optimizer(named, job.settings, scales)
         self.trained = Trained(job.model, named, self.optimizer, job.driver)
         if job.settings.unfreeze_every and job.driver.needs_all_gradients:
-            raise UsageError("train.unfreeze_every does not go with this method", why="it needs every gradient")
+            raise UsageError(
+                "train.unfreeze_every does not go with this method", why="it needs every gradient", fix="leave it out"
+            )
 
     def waiting(self, step: int) -> frozenset[str]:
         """Parameters that do not train yet at a step."""
-        return waiting(self.names, step, self.job.settings.unfreeze_every)
+        return frozenset(n for n, start in self.wakes.items() if start > step)
 
     def run(self, stop: StopRequest) -> Outcome:
         """Steps, evaluations and saves until the end, early stopping or a signal."""

@@ -1,14 +1,52 @@
 """Which parameter learns how fast, and from which step on. Pure functions of names, settings and step."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
 
 from lora_ft.errors import UsageError
 from lora_ft.recipe import TrainSection
-from lora_ft_adapters.targets import block_of
+from lora_ft_adapters.blocks import block_at, stacks
+
+Place = Callable[[str], int | None]  # parameter name -> how many blocks of its stack are above its own
 
 
-def rate_scales(names: Sequence[str], settings: TrainSection, method_scales: Mapping[str, float]) -> dict[str, float]:
+def block_places(model: nn.Module) -> Place:
+    """Where the blocks of `model` are; a stack counts from its own top, so encoder and decoder run side by side."""
+    blocks = stacks(model)
+    size = Counter(b.stack for b in blocks)
+
+    def place(name: str) -> int | None:
+        block = block_at(name.removeprefix("base_model.model."), blocks)
+        return None if block is None else size[block.stack] - 1 - block.index
+
+    return place
+
+
+def below_top(names: Sequence[str], place: Place) -> dict[str, int]:
+    """Blocks above each parameter; -1 for what comes after a block (the head), the most for what comes before.
+
+    Raises:
+        UsageError: no parameter is in a block.
+    """
+    inside = {n: d for n in names if (d := place(n)) is not None}
+    if not inside:
+        raise UsageError(
+            "train.layer_lr_decay and train.unfreeze_every go by blocks, and nothing that trains lies in one",
+            fix="leave them out, or adapt layers inside the model's blocks",
+        )
+    deepest, seen, found = max(inside.values()), False, {}
+    for name in names:
+        seen = seen or name in inside
+        found[name] = inside.get(name, -1 if seen else deepest + 1)
+    return found
+
+
+def rate_scales(
+    names: Sequence[str], settings: TrainSection, method_scales: Mapping[str, float], place: Place
+) -> dict[str, float]:
     """Factor on the learning rate of each parameter.
 
     The product of: the method's own factor (LoRA+), `layer_lr_decay` to the power of the blocks above the parameter's
@@ -17,8 +55,6 @@ def rate_scales(names: Sequence[str], settings: TrainSection, method_scales: Map
     Raises:
         UsageError: a glob of `lr_multipliers` that matches no parameter.
     """
-    depth = depths(names)
-    top = max((d for n, d in depth.items() if block_of(n) is not None), default=0)
     idle = [g for g in settings.lr_multipliers if not any(_glob(g, n) for n in names)]
     if idle:
         raise UsageError(
@@ -26,39 +62,37 @@ def rate_scales(names: Sequence[str], settings: TrainSection, method_scales: Map
             why=f"names look like {names[0]}",
             fix="a glob over whole names, such as '*lora_B*' or '*.layers.11.*'",
         )
+    decay = settings.layer_lr_decay
+    depth = below_top(names, place) if decay is not None else {}
     scales = {}
     for name in names:
         own = next((f for part, f in method_scales.items() if f".{part}." in name), 1.0)
         given = next((f for g, f in settings.lr_multipliers.items() if _glob(g, name)), 1.0)
-        below_top = max(0, top - depth[name])
-        scales[name] = own * given * (settings.layer_lr_decay or 1.0) ** below_top
+        scales[name] = own * given * (decay or 1.0) ** max(0, depth.get(name, 0))
     return scales
 
 
-def depths(names: Sequence[str]) -> dict[str, int]:
-    """The block of each parameter; what comes before the first block is one below it, what comes after one above."""
-    blocks = {n: b for n in names if (b := block_of(n)) is not None}
-    first, last = min(blocks.values(), default=0), max(blocks.values(), default=0)
-    found, seen = {}, False
-    for name in names:
-        seen = seen or name in blocks
-        found[name] = blocks.get(name, last + 1 if seen or not blocks else first - 1)
-    return found
-
-
-def waiting(names: Sequence[str], step: int, every: int | None) -> frozenset[str]:
-    """The parameters that do not train yet at optimizer step `step` (from 0) of gradual unfreezing.
+def waking(names: Sequence[str], every: int | None, steps: int, place: Place) -> dict[str, int]:
+    """The optimizer step (from 0) at which each parameter starts to train under gradual unfreezing.
 
     The uppermost block and what lies above it train from the start, the next lower block after `every` steps, and so
     on; embeddings come last.
+
+    Raises:
+        UsageError: some would never train.
     """
     if every is None:
-        return frozenset()
-    depth = depths(names)
-    levels = sorted(set(depth.values()), reverse=True)
-    above = 2 if len(levels) > 1 and any(block_of(n) is None for n in names if depth[n] == levels[0]) else 1
-    awake = set(levels[: above + step // every])
-    return frozenset(n for n in names if depth[n] not in awake)
+        return dict.fromkeys(names, 0)
+    depth = below_top(names, place)
+    levels = sorted({max(0, d) for d in depth.values()})
+    start = {n: levels.index(max(0, d)) * every for n, d in depth.items()}
+    late = [n for n, s in start.items() if s >= steps]
+    if late:
+        raise UsageError(
+            f"train.unfreeze_every: {every} leaves {len(late)} of {len(names)} tensors untrained after {steps} steps",
+            fix=f"--set train.unfreeze_every={max(1, (steps - 1) // max(1, len(levels) - 1))}, or train longer",
+        )
+    return start
 
 
 def _glob(pattern: str, name: str) -> bool:

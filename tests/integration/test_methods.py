@@ -61,7 +61,7 @@ def test_a_resumed_run_of_a_method_with_state_ends_bit_for_bit_the_same(recipe, 
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("name", ["lora", "eva", "pissa", "corda", "adalora", "shira", "houlsby", "prefix_tuning"])
+@pytest.mark.parametrize("name", ["lora", "lorafa", "shadow", "eva", "pissa", "corda", "shira", "prefix_tuning"])
 def test_a_dry_run_counts_what_training_will_train(recipe, tmp_path, name):
     from lora_ft.recipe import load_recipe
 
@@ -113,6 +113,58 @@ def test_new_tokens_are_trained_saved_and_there_again_after_loading_and_merging(
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").convert_tokens_to_ids("<result>") == ids[1]
     batch = torch.tensor([[5, *ids, 7]])
     assert torch.allclose(merged(batch).logits, loaded.model(batch).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_can_be_told_apart_when_they_are_written(tmp_path, tokenizer, recipe, tied):
+    """A head of its own that did not learn them would give all new tokens the same chance."""
+    base = tmp_path / "base"
+    model = tiny_llama(len(tokenizer))
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    rows = tmp_path / "rows.jsonl"
+    pairs = [("red", "<tool>"), ("blue", "<result>")] * 16
+    rows.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs))
+    data = {"train": str(rows), "eval": str(rows), "add_tokens": ["<tool>", "<result>"]}
+    recipe |= {"model": str(base), "data": data}
+    recipe["train"] |= {"steps": 8, "learning_rate": 2e-2}
+    run = lora_ft.train(recipe, out=tmp_path / "run")
+    loaded = lora_ft.load(run)
+    first, second = loaded.processor.convert_tokens_to_ids(["<tool>", "<result>"])
+    logits = loaded.model(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    assert abs(float(logits[first] - logits[second])) > 1e-3
+    assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"]
+    lora_ft.export(run, tmp_path / "peft", format_name="peft")
+    assert "resize_token_embeddings" in (tmp_path / "peft" / "README.md").read_text()
+    lora_ft.merge(run, tmp_path / "merged")
+
+
+def test_a_token_that_is_known_already_does_not_cut_words_apart(recipe, tmp_path, tokenizer):
+    recipe["data"]["add_tokens"] = ["a", "<|im_end|>"]
+    run = lora_ft.train(recipe, out=tmp_path / "run")
+    loaded = lora_ft.load(run)
+    assert len(loaded.processor) == len(tokenizer)
+    assert loaded.processor("banana a")["input_ids"] == tokenizer("banana a")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("method", "extra", "said"),
+    [
+        ({"type": "adalora", "init_r": 2, "target_r": 4}, {}, "target_r 4"),
+        ({"type": "lora", "bias": "all"}, {}, "changes the base itself"),
+        ({"type": "loftq"}, {}, "quant is none"),
+        ({"type": "eva"}, {"add_tokens": ["<x>"]}, "new tokens"),
+        ({"type": "lora"}, {"add_tokens": [" "]}, "add_tokens"),
+        ({"type": "prompt_tuning", "num_virtual_tokens": 0}, {}, "nothing is trainable"),
+    ],
+)
+def test_a_mistake_is_an_error_of_the_users_and_no_traceback(recipe, tmp_path, method, extra, said):
+    recipe["data"] |= extra
+    with pytest.raises(UsageError, match=said):
+        _train(recipe, tmp_path / "run", **method)
 
 
 def test_new_tokens_with_a_method_that_cannot_train_rows_are_refused(recipe, tmp_path):

@@ -141,7 +141,7 @@ def test_sharegpt_under_another_column_name_can_be_evaluated_after_training(reci
     [
         ({"type": "lora", "r": -1}, "does not fit this model"),
         ({"type": "dora", "use_dora": False}, "is use_dora=True"),
-        ({"type": "loftq"}, "quantised base"),
+        ({"type": "loftq"}, "quant is none"),
         ({"type": "eva", "r": 400}, "tokens in every calibration batch"),
         ({"type": "pissa", "r": 400}, "is more than"),
         ({"type": "cpt"}, "cannot be trained here"),

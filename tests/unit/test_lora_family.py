@@ -8,10 +8,20 @@ from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer
 from torch import nn
 
+from lora_ft.errors import UsageError
 from lora_ft.recipe import TrainSection
 from lora_ft.training.optim import build_optimizer
-from lora_ft.training.rates import depths, rate_scales, waiting
-from lora_ft_adapters import Calibration, add_adapter, build_config, load_adapter, save_adapter, trainable
+from lora_ft.training.rates import below_top, block_places, rate_scales, waking
+from lora_ft_adapters import (
+    AdapterError,
+    Calibration,
+    add_adapter,
+    build_config,
+    load_adapter,
+    resolve_targets,
+    save_adapter,
+    trainable,
+)
 from lora_ft_adapters.behaviour import driver_of, quiet
 from lora_ft_adapters.registry import find_method
 from tests.conftest import tiny_llama
@@ -147,7 +157,7 @@ def test_loraplus_and_layer_decay_set_the_rate_of_each_parameter():
     named = list(trainable(model))
     names = [n for n, _ in named]
     settings = TrainSection(layer_lr_decay=0.5, lr_multipliers={"*down_proj*": 3.0})
-    scales = rate_scales(names, settings, find_method("loraplus").lr_scales)
+    scales = rate_scales(names, settings, find_method("loraplus").lr_scales, block_places(model))
 
     def scale(block: int, layer: str, factor: str) -> float:
         return next(s for n, s in scales.items() if f"layers.{block}." in n and layer in n and factor in n)
@@ -162,8 +172,32 @@ def test_loraplus_and_layer_decay_set_the_rate_of_each_parameter():
 
 def test_blocks_wake_from_the_top_and_embeddings_come_last():
     names = ["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w", "head.weight"]
-    assert depths(names) == {"embed.weight": -1, "layers.0.w": 0, "layers.1.w": 1, "layers.2.w": 2, "head.weight": 3}
-    asleep = [sorted(waiting(names, step, 10)) for step in (0, 9, 10, 20, 30)]
-    assert asleep[0] == asleep[1] == ["embed.weight", "layers.0.w", "layers.1.w"]
-    assert asleep[2:] == [["embed.weight", "layers.0.w"], ["embed.weight"], []]
-    assert waiting(names, 0, None) == frozenset()
+
+    def place(name: str) -> int | None:
+        return 2 - int(name.split(".")[1]) if name.startswith("layers") else None
+
+    assert list(below_top(names, place).values()) == [3, 2, 1, 0, -1]
+    assert list(waking(names, 10, 100, place).values()) == [30, 20, 10, 0, 0]
+    assert set(waking(names, None, 5, place).values()) == {0}
+    with pytest.raises(UsageError, match="leaves 2 of 5 tensors untrained after 20 steps"):
+        waking(names, 10, 20, place)
+    with pytest.raises(UsageError, match="nothing that trains lies in one"):
+        waking(["prompt.weight"], 10, 20, place)
+
+
+def test_encoder_and_decoder_blocks_count_from_their_own_top():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "vocab_size": 50}
+    model = T5ForConditionalGeneration(T5Config(num_layers=4, num_decoder_layers=2, **sizes))
+    chosen = resolve_targets(model, ["q", "layers:-2"])
+    assert {n.split(".layer.")[0] for n in chosen} == {
+        "encoder.block.2", "encoder.block.3", "decoder.block.0", "decoder.block.1",
+    }  # fmt: skip
+    adapted = add_adapter(model, build_config("lora", {"r": 2, "target_modules": ["q"]}, "SEQ_2_SEQ_LM", model))
+    names = [n for n, _ in trainable(adapted)]
+    depth = below_top(names, block_places(adapted))
+    assert {d for n, d in depth.items() if "encoder.block.3." in n or "decoder.block.1." in n} == {0}
+    assert {d for n, d in depth.items() if "encoder.block.0." in n} == {3}
+    with pytest.raises(AdapterError, match="no range"):
+        resolve_targets(model, ["q", "layers:-0"])

@@ -89,9 +89,14 @@ def _blend(how: str, density: float, seed: int) -> Blend:
     gather = _elected if how.endswith("ties") else _summed
 
     def blend(name: str, changes: Weighted) -> Tensor:
-        return gather([(w, drop(t, f"{i}:{name}")) for i, w, t in changes])
+        return gather([(w, drop(t, f"{_mark(t)}:{name}")) for _, w, t in changes])
 
     return blend
+
+
+def _mark(change: Tensor) -> str:
+    """What a change is, so that dare drops the same entries wherever in the list its adapter stands."""
+    return hashlib.sha256(change.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _trimmed(density: float, change: Tensor, _key: str) -> Tensor:

@@ -96,6 +96,12 @@ class AdaLora(Behaviour):
         made: Any = config
         if total_steps < 4:
             raise AdapterError(f"adalora prunes while it trains, and {total_steps} steps are too few; at least 4")
+        if made.target_r > made.init_r:
+            raise AdapterError(
+                f"adalora prunes from init_r {made.init_r} to target_r {made.target_r}: give a smaller one"
+            )
+        if made.deltaT < 1:
+            raise AdapterError(f"adalora: deltaT is {made.deltaT}, and must be at least 1")
         made.total_step = total_steps
         made.tinit = round(WARMUP * total_steps) if made.tinit == AUTO else made.tinit
         made.tfinal = round(FINAL * total_steps) if made.tfinal == AUTO else made.tfinal

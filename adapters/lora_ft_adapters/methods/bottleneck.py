@@ -151,6 +151,8 @@ class BottleneckTuner(AdapterTuner):
         reads: dict[str, str] = {}
         for block in chosen_blocks(config, model):
             there = places(block)
+            if not there.feed_forward:
+                raise AdapterError(f"no feed-forward part was found in {block.name}", "give target_modules")
             names += [f"{block.name}.{n}" for n in _where(config.placement, there)]
             if config.placement == "parallel" and not there.beside and there.feed_forward and there.reads:
                 reads[f"{block.name}.{there.feed_forward}"] = f"{block.name}.{there.reads}"

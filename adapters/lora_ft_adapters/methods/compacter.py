@@ -122,6 +122,9 @@ class CompacterTuner(AdapterTuner):
     def find(self, config: CompacterConfig, model: nn.Module) -> list[str]:
         """The ends of the attention and feed-forward parts of each block."""
         found = [(b.name, places(b)) for b in chosen_blocks(config, model)]
+        bare = [b for b, p in found if not p.feed_forward]
+        if bare:
+            raise AdapterError(f"no feed-forward part was found in {bare[0]}", "give target_modules")
         names = [f"{b}.{n}" for b, p in found for n in (*p.attention, *([p.feed_forward] if p.feed_forward else []))]
         if not names:
             raise AdapterError("no attention or feed-forward output was found in this model", "give target_modules")

@@ -43,6 +43,8 @@ class Eva(Behaviour):
         """A plain LoRA whose A is set from the data; the saved config needs no data any more."""
         seen = need(data, "eva")
         given: Any = config
+        if given.trainable_token_indices:
+            raise AdapterError("eva does not go with new tokens: PEFT takes their rows for a layer", "use lora")
         _check_size(given, seen)
         calls = iter(range(MOST_PASSES * len(seen.batches)))
 
@@ -89,6 +91,9 @@ def _positions(batch: Mapping[str, Tensor]) -> int:
     return first.numel() // (first.shape[-1] if first.is_floating_point() else 1)
 
 
+LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
+
+
 class LoftQ(Behaviour):
     """Decomposes the quantisation error of each layer."""
 
@@ -113,6 +118,10 @@ class LoftQ(Behaviour):
                 "loftq corrects the error of a quantised base, and needs its original weights too",
                 "train with quant: nf4 or int8, or give Calibration(original=...)",
             )
+        if given.use_dora:
+            raise AdapterError("loftq does not go with DoRA, whose magnitudes would be those of the uncorrected base")
+        if given.loftq_config != LOFTQ:
+            raise AdapterError(f"loftq_config must be {LOFTQ}: the base is quantised once, as quant says")
         given.init_lora_weights, given.loftq_config = True, {}
         adapted = super().add(model, config, adapter_name, data)
         if not _correct_all(adapted, adapter_name, original):
@@ -148,8 +157,8 @@ def _correct_all(model: nn.Module, adapter: str, original: Any) -> bool:
     return differs
 
 
-def _defaults(init: str, **extra: Any) -> Mapping[str, Any]:
-    return {**DEFAULTS, "init_lora_weights": init, **extra}
+def _defaults(**extra: Any) -> Mapping[str, Any]:
+    return {**DEFAULTS, **extra}
 
 
 register_behaviour(Eva())
@@ -159,7 +168,8 @@ register(
         "eva",
         "LoRA whose A starts at the principal directions of your data's activations (arXiv:2410.07170).",
         LoraConfig,
-        defaults=_defaults("eva", eva_config=EvaConfig()),
+        defaults=_defaults(eva_config=EvaConfig()),
+        fixed={"init_lora_weights": "eva"},
         fit=at_most("r", DEFAULTS["r"], lambda i, o: i // 2),  # rho = 2 directions for each rank
         family="LoRA",
     )
@@ -169,7 +179,8 @@ register(
         "loftq",
         "LoRA that starts by correcting the error of a quantised base (arXiv:2310.08659).",
         LoraConfig,
-        defaults=_defaults("loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1}),
+        defaults=_defaults(loftq_config=LOFTQ),
+        fixed={"init_lora_weights": "loftq"},
         family="LoRA",
     )
 )

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lora_ft_adapters.behaviour import Behaviour, Calibration, Driver, register_behaviour
+from lora_ft_adapters.behaviour import Behaviour, Calibration, Driver, keep_frozen, register_behaviour
 from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.registry import Method, register
 
@@ -55,11 +55,12 @@ class LoraFa(Behaviour):
     def add(self, model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibration | None) -> PeftModel:
         """Plain LoRA with A frozen."""
         adapted = super().add(model, config, adapter_name, data)
-        for layer in adapted.modules():
-            if isinstance(layer, LoraLayer):
+        layers: list[Any] = [m for m in adapted.modules() if isinstance(m, LoraLayer)]
+        for layer in layers:
+            if adapter_name in layer.lora_A or layer.lora_embedding_A:
                 if layer.lora_embedding_A or not all(isinstance(m, nn.Linear) for m in layer.lora_A.values()):
                     raise AdapterError("lorafa works on linear layers only", "name linear layers in target_modules")
-                layer.lora_A.requires_grad_(False)
+                keep_frozen(layer, adapter_name, ("lora_A",))
         return adapted
 
     def driver(self, model: PeftModel, adapter_name: str) -> Driver:

@@ -18,10 +18,10 @@ from peft import (
 )
 from torch import nn
 
-from lora_ft_adapters.behaviour import Behaviour, Calibration, register_behaviour
+from lora_ft_adapters.behaviour import Behaviour, Calibration, keep_frozen, register_behaviour
+from lora_ft_adapters.blocks import stacks
 from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.registry import Method, register
-from lora_ft_adapters.targets import block_of, plain_modules
 
 CHECKS: Any = torch.sparse.check_sparse_tensor_invariants
 # name -> (config class, one sentence)
@@ -69,11 +69,8 @@ class Shadow(Behaviour):
     def add(self, model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibration | None) -> PeftModel:
         """Freeze what no gradient reaches."""
         adapted = super().add(model, config, adapter_name, data)
-        updates = [(block_of(n) or 0, p) for n, p in adapted.named_parameters() if "shadow_update" in n]
-        last = max((block for block, _ in updates), default=0)
-        for block, p in updates:
-            if block == last:
-                p.requires_grad_(False)
+        layers: list[Any] = [m for m in adapted.modules() if hasattr(m, "shadow_update_transform")]
+        keep_frozen(layers[-1], adapter_name, [n for n in layers[-1].adapter_layer_names if "shadow_update" in n])
         return adapted
 
 
@@ -126,8 +123,7 @@ register_behaviour(Sparse())
 
 def _upper_blocks(view: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """All blocks but the lowest two, as in the paper (30 of LLaMA's 32)."""
-    blocks = {b for n, _ in plain_modules(model) if (b := block_of(n)) is not None}
-    return {"adapter_layers": max(1, len(blocks) - 2)}
+    return {"adapter_layers": max(1, len(stacks(model)) - 2)}
 
 
 register(

@@ -257,8 +257,8 @@ register_behaviour(Half())
 def _variant(name: str, description: str, init: str, **extra: Any) -> None:
     room = 2 if init == "lora_ga" else 1  # LoRA-GA takes 2r directions of the gradient
     fit = at_most("r", DEFAULTS["r"], lambda i, o: min(i, o) // room)
-    defaults = {**DEFAULTS, "init_lora_weights": init, **extra}
-    register(Method(name, description, LoraConfig, defaults=defaults, fit=fit, family="LoRA"))
+    defaults, fixed = {**DEFAULTS, **extra}, {"init_lora_weights": init}
+    register(Method(name, description, LoraConfig, defaults=defaults, fixed=fixed, fit=fit, family="LoRA"))
 
 
 _variant("pissa", "LoRA that starts at the largest singular directions of W (arXiv:2404.02948).", "pissa")

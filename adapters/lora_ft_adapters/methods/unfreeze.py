@@ -52,6 +52,10 @@ class UnfreezeConfig(AdapterConfig):
             raise ValueError("give last or layers_to_transform, not both")
         if self.mlp_dim and self.part != "head":
             raise ValueError("mlp_dim goes with head")
+        if self.part != "layers" and (self.last or self.layers_to_transform):
+            raise ValueError(f"last and layers_to_transform go with layers, not with {self.part}")
+        if self.last and self.target_modules:
+            raise ValueError("give last or target_modules, not both")
 
 
 class UnfreezeTuner(AdapterTuner):

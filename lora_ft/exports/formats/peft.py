@@ -9,7 +9,7 @@ from lora_ft.errors import ArtifactError
 from lora_ft.exports.publish import differences
 from lora_ft.records import Artifact, Probe
 from lora_ft.registry import EXPORTS
-from lora_ft_adapters import load_adapter, save_adapter
+from lora_ft_adapters import AdapterError, load_adapter, save_adapter
 
 
 class PeftFormat:
@@ -26,7 +26,10 @@ class PeftFormat:
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Stock PEFT, a fresh base, and the same outputs to the last bit of float32 summation."""
-        model = load_adapter(artifact.load_base(), folder)  # PeftModel.from_pretrained
+        try:
+            model = load_adapter(artifact.load_base(), folder)  # PeftModel.from_pretrained
+        except AdapterError as error:
+            raise ArtifactError(str(error), where=str(folder)) from error
         figures = differences(model, probes)
         dtype = next(iter(model.parameters())).dtype
         limit = 1e-4 if dtype == torch.float32 else 1e-2
