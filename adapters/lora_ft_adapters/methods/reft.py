@@ -158,7 +158,6 @@ class Reft(nn.Module):
         self.learned = nn.Linear(features, config.r)
         nn.init.zeros_(self.learned.bias)
         self.dropout = nn.Dropout(config.dropout)
-        self._known: tuple[tuple[Any, ...], Tensor] | None = None
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -166,13 +165,11 @@ class Reft(nn.Module):
         self.learned.weight.copy_(torch.zeros_like(self.rotate) if self.kind == "direft" else self.rows())
 
     def rows(self) -> Tensor:
-        """(r, H), orthonormal for loreft; kept between forwards without gradients, as a QR per token is slow."""
-        if self.kind != "loreft" or torch.is_grad_enabled():
-            return orthonormal(self.rotate) if self.kind == "loreft" else self.rotate
-        state = (self.rotate._version, self.rotate.data_ptr(), self.rotate.dtype, self.rotate.device)
-        if self._known is None or self._known[0] != state:
-            self._known = state, orthonormal(self.rotate)
-        return self._known[1]
+        """(r, H), orthonormal for loreft.
+
+        Never kept between forwards: fused optimizers change a tensor without counting up its version.
+        """
+        return orthonormal(self.rotate) if self.kind == "loreft" else self.rotate
 
     def forward(self, y: Tensor, _: Any) -> Tensor:
         """y (B, S, H), the block's output; gives what to add to it."""
