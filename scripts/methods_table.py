@@ -41,7 +41,8 @@ unless a note says otherwise.
 - **layers**: kinds that may be named in target_modules: L Linear, T Transformers' Conv1D, 1/2/3 Conv1d/2d/3d,
   E Embedding, A MultiheadAttention. **models**: what it trains on without being told where: E an encoder with a
   classifier, S an encoder-decoder, I an image classifier, M any nn.Module (an MLP); a causal language model always.
-- **parameters** that train on SmolLM2-135M with default options.
+- **parameters** that train on SmolLM2-135M with default options (`bitfit` with `add_bias: true`, as a Llama has no
+  biases, and `trainable_tokens` with three tokens; on a base with biases `bitfit` merges).
 """
 COLUMNS = ("method", "what it is", "start", "merge", "2nd", "NF4", "layers", "models", "parameters")
 COLUMNS = ("method", "what it is", "start", "merge", "2nd", "NF4", "layers", "models", "parameters")

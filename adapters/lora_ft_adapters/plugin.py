@@ -41,7 +41,8 @@ class AdapterConfig(PeftConfig):
             the adapter is on a model: `adapted_modules` has the whole names then.
         exclude_modules: names or a regex of modules to leave alone.
         modules_to_save: modules that are trained and saved whole beside the adapter.
-        layers_to_transform: numbers of the blocks to adapt, from 0; negative ones count from the end.
+        layers_to_transform: numbers of the blocks to adapt, from 0; where the method finds its modules itself, negative
+            ones count from the end.
         layers_pattern: names of the lists that `layers_to_transform` counts in; None for all.
         adapted_modules: whole names of the modules that carry the adapter; written, not chosen.
     """

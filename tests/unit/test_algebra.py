@@ -112,7 +112,7 @@ def test_the_change_of_lora_is_b_times_a_times_scaling_and_the_merge_of_dora_to_
 def test_the_order_of_the_adapters_does_not_matter(base):
     sources = [AdapterDeltas(adapted(base, o, i)) for i, o in enumerate(VARIANTS.values())]
     weights = [0.5, 0.4, -0.3, 0.2, 0.1]
-    for how in ("sum", "ties", "magnitude"):
+    for how in ("sum", "ties", "magnitude", "dare", "dare_ties"):
         there = dict(merged_deltas(sources, weights, how))
         back = dict(merged_deltas(sources[::-1], weights[::-1], how))
         for name, delta in there.items():

@@ -121,7 +121,7 @@ plug_in(BitfitConfig.peft_key, BitfitConfig, BitfitTuner)
 BITFIT = register(
     Method(
         name="bitfit",
-        description="Trains biases only, the smallest change to a base that has them; merges (Ben Zaken et al. 2021).",
+        description="Trains biases only, those that the base has or, with add_bias, new ones (Ben Zaken et al. 2021).",
         config_class=BitfitConfig,
         targets=None,
         family="part of the base",
