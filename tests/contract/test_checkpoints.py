@@ -7,22 +7,16 @@ from lora_ft.recipe import TrainSection
 from lora_ft.training import checkpoint
 from lora_ft.training.checkpoint import Progress, Trained
 from lora_ft.training.optim import build_optimizer
-from lora_ft_adapters import add_adapter, build_config, list_methods, trainable
-from lora_ft_adapters.behaviour import behaviour_of, driver_of, quiet
-from scripts.survey_methods import ON_QUANTISED, OPTIONS, llama, text
+from lora_ft_adapters import list_methods, trainable
+from lora_ft_adapters.behaviour import driver_of
+from scripts.survey_methods import ON_QUANTISED, adapted_llama, llama, text
 
 IDENTITY = {"base": "tiny"}
 TRAINED = [n for n, m in list_methods().items() if not m.refusal and n not in ON_QUANTISED]
 
 
 def _adapted(name: str) -> Trained:
-    torch.manual_seed(0)
-    subject = text(llama)
-    model = subject.make()
-    config = build_config(name, OPTIONS.get(name, {}), "CAUSAL_LM", model)
-    behaviour_of(config).prepare(config, 10)
-    with quiet():
-        adapted = add_adapter(model, config, data=subject.calibration())
+    adapted = adapted_llama(name)
     named = list(trainable(adapted))
     return Trained(adapted, named, build_optimizer(named, TrainSection(), {}), driver_of(adapted))
 

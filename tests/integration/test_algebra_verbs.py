@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import warnings
 
 import pytest
@@ -13,30 +12,10 @@ from transformers import AutoModelForCausalLM
 
 import lora_ft
 from lora_ft import errors
-from lora_ft.cli.main import main
 from lora_ft_adapters import build_config
 from lora_ft_adapters.algebra import AdapterDeltas
 
 IDS = torch.arange(20)[None]
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Runs the command line in this process; gives (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LORA_FT_DEBUG", raising=False)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, words)])
-        code: int | str | None = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return int(code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

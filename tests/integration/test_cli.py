@@ -9,26 +9,6 @@ import sys
 import pytest
 
 import lora_ft
-from lora_ft.cli.main import main
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Runs the command line in this process; gives (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LORA_FT_DEBUG", raising=False)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lora-ft", *map(str, words)])
-        code: int | str | None = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return int(code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
