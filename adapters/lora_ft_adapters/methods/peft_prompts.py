@@ -8,10 +8,19 @@ from typing import Any
 
 import peft
 import torch
-from peft import MultitaskPromptTuningConfig, PeftConfig, PeftModel, PolyConfig, PromptLearningConfig
+from peft import (
+    CartridgeConfig,
+    MultitaskPromptTuningConfig,
+    PeftConfig,
+    PeftModel,
+    PolyConfig,
+    PrefixTuningConfig,
+    PromptLearningConfig,
+    initialize_kv_prefix_from_past_key_values,
+)
 from torch import nn
 
-from lora_ft_adapters.behaviour import Behaviour, register_behaviour
+from lora_ft_adapters.behaviour import Behaviour, Calibration, register_behaviour
 from lora_ft_adapters.registry import Method, register
 
 TOKENS = 20  # virtual tokens; Lester et al. find little gain above it
@@ -25,6 +34,47 @@ class Prompt(Behaviour):
     def matches(self, config: PeftConfig) -> bool:
         """By PEFT's base class."""
         return isinstance(config, PromptLearningConfig)
+
+
+class Prefix(Prompt):
+    """Keys and values before every attention.
+
+    Random ones ruin what the model says, and training takes long to undo that. They start as those that the base
+    itself computes for the first tokens of a training row, where there is one that is long enough (Li and Liang find
+    the same of real words, arXiv:2101.00190, section 7.4).
+    """
+
+    def matches(self, config: PeftConfig) -> bool:
+        """Prefix tuning without a projection, and cartridges."""
+        stored = isinstance(config, PrefixTuningConfig | CartridgeConfig)
+        return stored and not getattr(config, "prefix_projection", False)
+
+    def add(self, model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibration | None) -> PeftModel:
+        """As PEFT does, then the start from the data."""
+        given: Any = config
+        cached = _first_tokens(model, given.num_virtual_tokens, data)
+        adapted = super().add(model, config, adapter_name, data)
+        if cached is not None:
+            initialize_kv_prefix_from_past_key_values(adapted, adapter_name=adapter_name, past_key_values=cached)
+        return adapted
+
+
+@torch.no_grad()
+def _first_tokens(model: nn.Module, count: int, data: Calibration | None) -> Any:
+    """The base's (key, value) of every layer for the first `count` real tokens of a row, or None."""
+    if isinstance(model, PeftModel):  # beside another adapter the base cannot be run alone
+        return None
+    for batch in data.batches if data else ():
+        ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+        if ids is None or mask is None:
+            return None
+        for row, real in zip(ids, mask.bool(), strict=True):
+            if int(real.sum()) >= count and not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+                cache = getattr(model(input_ids=row[real][None, :count], use_cache=True), "past_key_values", None)
+                layers = [(getattr(c, "keys", None), getattr(c, "values", None)) for c in getattr(cache, "layers", ())]
+                plain = all(isinstance(t, torch.Tensor) and t.dim() == 4 for pair in layers for t in pair)
+                return layers if layers and plain else None  # recurrent layers keep another kind of state
+    return None
 
 
 class _OneTask(Behaviour):
@@ -72,7 +122,7 @@ class Multitask(_OneTask):
                 encoder.register_forward_pre_hook(self._hook(1), with_kwargs=True)
 
 
-for behaviour in (Prompt(), Multitask(), Poly()):
+for behaviour in (Prompt(), Prefix(), Multitask(), Poly()):
     register_behaviour(behaviour)
 
 _PROMPTS = {
