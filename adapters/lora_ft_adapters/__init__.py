@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         count_parameters,
         load_adapter,
         merge,
+        merged,
         save_adapter,
         state_of,
         trainable,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "apply": (
-        "active", "add_adapter", "count_parameters", "load_adapter", "merge", "save_adapter", "state_of", "trainable",
-        "unsaved",
+        "active", "add_adapter", "count_parameters", "load_adapter", "merge", "merged", "save_adapter", "state_of",
+        "trainable", "unsaved",
     ),
     "behaviour": ("Calibration",),
     "errors": ("AdapterError", "UnmergeableError"),
@@ -51,6 +52,7 @@ __all__ = [
     "list_methods",
     "load_adapter",
     "merge",
+    "merged",
     "register",
     "resolve_targets",
     "save_adapter",

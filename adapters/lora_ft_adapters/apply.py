@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -232,6 +234,39 @@ def merge(model: PeftModel) -> nn.Module:
             raise AdapterError(f"merging failed: {error}") from error
         raise UnmergeableError(f"{_kind(model)} cannot be merged: {error}") from error
     return merged
+
+
+@contextmanager
+def merged(model: PeftModel) -> Iterator[PeftModel]:
+    """In this context the active adapters are merged into the base's weights; then the base has its bits back.
+
+    PEFT's own unmerge subtracts what it added, which leaves rounding behind.
+
+    Raises:
+        UnmergeableError: the method cannot be merged.
+    """
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    held = [(p, p.detach().clone()) for layer in layers for p in layer.get_base_layer().parameters()]
+    try:
+        with quiet():
+            model.merge_adapter(safe_merge=True)
+    except (NotImplementedError, AttributeError, ValueError) as error:
+        raise UnmergeableError(f"{_kind(model)} cannot be merged: {error}") from error
+    try:
+        yield model
+    finally:
+        _unmerge(model, held)
+
+
+def _unmerge(model: PeftModel, held: list[tuple[nn.Parameter, Tensor]]) -> None:
+    try:
+        model.unmerge_adapter()
+    except NotImplementedError as error:
+        raise UnmergeableError(f"{_kind(model)} cannot be unmerged: {error}; load base and adapter again") from error
+    finally:
+        with torch.no_grad():
+            for p, value in held:
+                p.copy_(value)
 
 
 def _unshare(model: PeftModel) -> None:

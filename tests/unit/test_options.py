@@ -52,7 +52,11 @@ def test_an_option_that_would_do_nothing_or_something_else_is_refused(name, opti
     ],
 )
 def test_options_that_are_right_are_taken(name, options):
-    build_config(name, options, "CAUSAL_LM", tiny_llama(50))
+    config = build_config(name, options, "CAUSAL_LM", tiny_llama(50))
+    for option, value in options.items():
+        held = getattr(config, option)
+        held = {"rho": held.rho} if option == "eva_config" else sorted(held) if isinstance(held, set) else held
+        assert held == value, option
 
 
 def test_an_adapter_without_a_single_number_is_refused():

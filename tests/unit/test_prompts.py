@@ -29,8 +29,14 @@ def test_a_fresh_prefix_is_the_beginning_of_a_row_to_the_base(name, tmp_path):
 
 def test_rows_that_are_too_short_leave_pefts_own_start():
     data = Calibration([{"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}], lambda model, batch: None)
-    config = build_config("prefix_tuning", {"num_virtual_tokens": 20}, "CAUSAL_LM", tiny_llama(50))
-    add_adapter(tiny_llama(50), config, data=data)
+    starts = []
+    for given in (data, None):
+        torch.manual_seed(0)
+        config = build_config("prefix_tuning", {"num_virtual_tokens": 20}, "CAUSAL_LM", tiny_llama(50))
+        model = add_adapter(tiny_llama(50), config, data=given)
+        starts.append(model.prompt_encoder["default"].embedding.weight.detach())
+    assert starts[0].shape[0] == 20
+    assert torch.equal(*starts)
 
 
 def test_the_loss_of_a_prompted_model_counts_the_first_real_token_too():

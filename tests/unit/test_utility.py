@@ -128,6 +128,24 @@ def test_merging_gives_a_plain_model_with_the_same_outputs_or_says_why_not():
         adapters.merge(bottleneck)
 
 
+def test_merging_for_a_while_gives_every_bit_back():
+    base, x = cnn(), torch.randn(2, 3, 8, 8)
+    options = {"r": 2, "target_modules": ["0", "4"], "init_lora_weights": False}
+    weights = [p.detach().clone() for p in base.parameters()]
+    model = adapters.add_adapter(base, build_config("lora", options, model=base)).eval()
+    want = model(x)
+    with adapters.merged(model):
+        held = model.base_model.model[0].get_base_layer().weight
+        assert not torch.equal(held, weights[0])
+        assert torch.allclose(model(x), want, atol=1e-5)
+    assert torch.equal(model(x), want)
+    with adapters.active(model):
+        assert torch.equal(model(x), cnn()(x))
+    bottleneck = adapters.add_adapter(cnn(), build_config("houlsby", {"target_modules": ["0"]}, model=cnn()))
+    with pytest.raises(adapters.UnmergeableError), adapters.merged(bottleneck):
+        pass
+
+
 def test_an_adapter_of_an_unknown_type_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "MAGIC"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
