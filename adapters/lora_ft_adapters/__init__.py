@@ -16,8 +16,6 @@ if TYPE_CHECKING:
         add_adapter,
         count_parameters,
         load_adapter,
-        merge,
-        merged,
         save_adapter,
         state_of,
         trainable,
@@ -25,16 +23,18 @@ if TYPE_CHECKING:
     )
     from .behaviour import Calibration
     from .errors import AdapterError, UnmergeableError
+    from .merging import merge, merged
     from .registry import Method, build_config, list_methods, register
     from .targets import check_targets, resolve_targets
 
 _HOMES = {
     "apply": (
-        "active", "add_adapter", "count_parameters", "load_adapter", "merge", "merged", "save_adapter", "state_of",
+        "active", "add_adapter", "count_parameters", "load_adapter", "save_adapter", "state_of",
         "trainable", "unsaved",
     ),
     "behaviour": ("Calibration",),
     "errors": ("AdapterError", "UnmergeableError"),
+    "merging": ("merge", "merged"),
     "registry": ("Method", "build_config", "list_methods", "register"),
     "targets": ("check_targets", "resolve_targets"),
 }  # fmt: skip

@@ -1,20 +1,18 @@
-"""Put adapters on a model, freeze the rest, switch, save, load and merge them, and say what trains."""
+"""Put adapters on a model, freeze the rest, switch, save and load them, and say what trains."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .behaviour import Calibration, behaviour_of, quiet
 from .check import check_names
-from .errors import AdapterError, UnmergeableError
+from .errors import AdapterError
 from .targets import check_targets, resolve_targets
 
 # What PEFT raises for a model, an option or a file that does not fit.
@@ -209,82 +207,6 @@ def _activate(model: PeftModel, names: list[str]) -> None:
     else:
         tuner: Any = model.base_model
         tuner.set_adapter(names)
-
-
-def merge(model: PeftModel) -> nn.Module:
-    """The base with the active adapters merged into its weights, without any adapter layer.
-
-    Raises:
-        UnmergeableError: the method cannot be merged into this base; says why.
-        AdapterError: the merged weights are not finite.
-    """
-    if not hasattr(model, "merge_and_unload"):
-        raise UnmergeableError(f"{_kind(model)} cannot be merged: it adds inputs, not weights")
-    if any(getattr(c, "layer_replication", None) for c in model.peft_config.values()):
-        _unshare(model)
-    try:
-        fold: Any = model.merge_and_unload
-        with quiet():
-            merged: nn.Module = fold(safe_merge=True)
-    except (NotImplementedError, AttributeError) as error:
-        why = str(error) or "PEFT has no merge for it"
-        raise UnmergeableError(f"{_kind(model)} cannot be merged: {why}") from error
-    except ValueError as error:
-        if "NaN" in str(error):
-            raise AdapterError(f"merging failed: {error}") from error
-        raise UnmergeableError(f"{_kind(model)} cannot be merged: {error}") from error
-    return merged
-
-
-@contextmanager
-def merged(model: PeftModel) -> Iterator[PeftModel]:
-    """In this context the active adapters are merged into the base's weights; then the base has its bits back.
-
-    PEFT's own unmerge subtracts what it added, which leaves rounding behind.
-
-    Raises:
-        UnmergeableError: the method cannot be merged.
-    """
-    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-    held = [(p, p.detach().clone()) for layer in layers for p in layer.get_base_layer().parameters()]
-    try:
-        with quiet():
-            model.merge_adapter(safe_merge=True)
-    except (NotImplementedError, AttributeError, ValueError) as error:
-        raise UnmergeableError(f"{_kind(model)} cannot be merged: {error}") from error
-    try:
-        yield model
-    finally:
-        _unmerge(model, held)
-
-
-def _unmerge(model: PeftModel, held: list[tuple[nn.Parameter, Tensor]]) -> None:
-    try:
-        model.unmerge_adapter()
-    except NotImplementedError as error:
-        raise UnmergeableError(f"{_kind(model)} cannot be unmerged: {error}; load base and adapter again") from error
-    finally:
-        with torch.no_grad():
-            for p, value in held:
-                p.copy_(value)
-
-
-def _unshare(model: PeftModel) -> None:
-    """Give repeated layers weights of their own; PEFT would merge each one's adapter into the weight they share."""
-    bare: Any = model.get_base_model()
-    ends = [find() for find in (bare.get_input_embeddings, bare.get_output_embeddings)]
-    seen = {id(p) for end in ends if end is not None for p in end.parameters()}
-    held: set[int] = set()
-    for module in bare.modules():
-        for name, p in list(module.named_parameters(recurse=False)):
-            if id(p) in held and id(p) not in seen:
-                setattr(module, name, nn.Parameter(p.detach().clone(), requires_grad=False))
-            held.add(id(p))
-
-
-def _kind(model: PeftModel) -> str:
-    kind = model.peft_config[model.active_adapters[0]].peft_type
-    return str(getattr(kind, "value", kind)).lower().removeprefix("lora_ft_")
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -13,9 +13,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .apply import active, add_adapter, load_adapter, merge, save_adapter, trainable, unsaved
+from .apply import active, add_adapter, load_adapter, save_adapter, trainable, unsaved
 from .behaviour import Calibration, Driver, behaviour_of, driver_of, quiet
 from .errors import AdapterError
+from .merging import merge
 from .registry import build_config, find_method
 
 STEPS = 3
