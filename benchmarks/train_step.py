@@ -36,7 +36,8 @@ from typing import Any
 import torch
 
 from benchmarks._side_by_side import facts, paired, write
-from lora_ft.models.load import load_model, load_processor
+from lora_ft.models.load import load_processor
+from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
 from lora_ft.pipeline.judge import MICRO_BATCH_TOKENS
 from lora_ft.recipe import TrainSection
@@ -73,7 +74,8 @@ class Bench:
         self.steps, self.dtype = steps, dtype
         source = resolve("builtin:smollm2-135m-instruct", print)
         self.tokenizer = load_processor(source)
-        base = load_model(source, "AutoModelForCausalLM", dtype=getattr(torch, dtype), device=torch.device("cpu"))
+        spec = BaseSpec(source, "AutoModelForCausalLM")
+        base = spec.open(dtype=getattr(torch, dtype), device=torch.device("cpu")).model
         torch.manual_seed(0)
         self.model = add_adapter(base, build_config("lora", {"r": 16}, "CAUSAL_LM"))
         self.samples = samples(BATCH * steps, base.config.vocab_size, sigma)

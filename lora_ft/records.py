@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Batch = dict[str, Any]  # name -> tensor, ready for the model; "labels" is always there
+Batch = dict[str, Any]  # name -> tensor, ready for the model; "labels" where the samples have them
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae", "wer", "cer"})
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of this metric is the better one."""
+    return metric in LOWER_IS_BETTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +23,16 @@ class Example:
     """One row in the canonical form that all formats share, before a task encodes it.
 
     Attributes:
-        fields: for language data `messages` (+ `tools`), or `prompt` and `completion`, or `text`.
-        where: file and line or row, for messages to the user.
+        fields: what the format's kind holds; `lora_ft/data/_format.py` lists the kinds.
+        where: file and line or row, for messages to the user; no two rows share it.
+        source: the file or set it came from, for mixing.
+        group: rows of one group are never parted by a split; "" for none.
     """
 
     fields: Mapping[str, Any]
     where: str
+    source: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +40,20 @@ class Sample:
     """One encoded training sample.
 
     Attributes:
-        inputs: name -> list of numbers of this sample, not padded.
+        inputs: name -> numbers of this sample (list, nested list or array), not padded.
         length: its cost in tokens.
         labelled: number of positions that carry a label.
-        where: the row it came from.
+        where: the row it came from; samples of one row share it.
+        label: its class, for balanced sampling; "" where there is none.
+        source: the set it came from, for mixing.
     """
 
-    inputs: Mapping[str, Sequence[int]]
+    inputs: Mapping[str, Any]
     length: int
     labelled: int
     where: str
+    label: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,7 @@ class EncodeOptions:
 
     Attributes:
         max_length: tokens per sample.
-        overlong: what happens to a longer row: drop, truncate_prompt or error.
+        overlong: what happens to a longer row: drop, truncate_prompt, truncate or error.
         system_prompt: put before conversations that have none.
         template: auto (the tokenizer's chat template when it has one) or none (raw text).
     """
@@ -73,13 +87,15 @@ class LossSum:
 
     Attributes:
         total: differentiable sum.
-        count: labelled positions.
+        count: labelled positions, or the sum of their weights.
         hits: further sums over the same positions, by metric name; they are meaningful without gradients only.
+        outputs: what metrics over the whole set need, by name; small, detached, first dimension the samples.
     """
 
     total: Tensor
-    count: int
-    hits: Mapping[str, Tensor]
+    count: float
+    hits: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +107,8 @@ class Prediction:
         input: the prompt.
         output: what the model wrote.
         reference: what was wanted, or None.
-        cut: whether the prompt was too long and lost its beginning.
+        cut: whether the input was too long and lost a part.
+        details: further values for the row's file, such as a score for each label.
     """
 
     where: str
@@ -99,6 +116,7 @@ class Prediction:
     output: str
     reference: str | None
     cut: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,10 +136,17 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Metrics over a set of predictions, and for each row whether it is right."""
+    """Metrics over a set of rows.
+
+    Attributes:
+        metrics: by name; those of `lower_is_better` fall as the model gets better.
+        right: for each row in order whether it is right; empty where a row is not right or wrong.
+        tables: what is more than a number, such as a confusion matrix.
+    """
 
     metrics: dict[str, float]
     right: list[bool]
+    tables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -167,6 +192,9 @@ class Listener(Protocol):
     def step(self, record: Mapping[str, Any]) -> None:
         """One optimizer step is done: step, loss, lr, tokens_per_s, memory_bytes, ..."""
 
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The held-out rows were judged after this step; what it raises ends the training."""
+
     def progress(self, what: str, done: int, total: int) -> None:
         """A long stage other than training, such as an evaluation, moves on."""
 
@@ -189,6 +217,9 @@ class Silent:
     def step(self, record: Mapping[str, Any]) -> None:
         """Ignore."""
 
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Ignore."""
+
     def progress(self, what: str, done: int, total: int) -> None:
         """Ignore."""
 
@@ -201,9 +232,9 @@ class Probe:
     """One input on which artifacts are compared, with what the base and the adapter on it answer.
 
     Attributes:
-        inputs: arguments of the model's forward.
-        base: its logits without the adapter.
-        adapted: its logits with the adapter.
+        inputs: a batch of one, as the task's `outputs` takes it.
+        base: the outputs without the adapter.
+        adapted: the outputs with the adapter.
     """
 
     inputs: Mapping[str, Tensor]
@@ -219,7 +250,8 @@ class Artifact:
         model: the PeftModel on its base.
         processor: the tokenizer or processor.
         base: the base model as the recipe names it.
-        auto_class: Transformers' auto class of the base.
+        auto_class: Transformers' auto class of the base; None where a function builds it.
+        outputs: the task's answer to a batch, by which artifacts are compared.
         stored_dtype: name of the dtype in which the base's own files are.
         generation: settings that its generation config needs.
         load_base: loads the plain base once more, in the dtype of `model`.
@@ -228,7 +260,8 @@ class Artifact:
     model: Any
     processor: Any
     base: str
-    auto_class: str
+    auto_class: str | None
+    outputs: Callable[[Any, Batch], Tensor]
     stored_dtype: str
     generation: Mapping[str, Any]
     load_base: Callable[[], Any]

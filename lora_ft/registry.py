@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from .errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from .records import (
         Artifact,
@@ -46,6 +46,10 @@ class DataFormat(Named, Protocol):
     """A layout of rows."""
 
     @property
+    def kind(self) -> str:
+        """What its examples hold; a task says which kinds it takes (`lora_ft/data/_format.py` has the kinds)."""
+
+    @property
     def required(self) -> tuple[str, ...]:
         """The columns it cannot do without."""
 
@@ -56,8 +60,8 @@ class DataFormat(Named, Protocol):
     def matches(self, columns: frozenset[str], first_rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether these rows are in this format."""
 
-    def to_example(self, row: Mapping[str, Any], answered: bool) -> dict[str, Any]:
-        """Canonical fields of one row; raises ValueError with what is wrong with it.
+    def to_examples(self, row: Mapping[str, Any], answered: bool) -> list[dict[str, Any]]:
+        """Canonical fields of the examples of one row, mostly one; raises ValueError with what is wrong with it.
 
         Args:
             row: values by column.
@@ -66,15 +70,62 @@ class DataFormat(Named, Protocol):
 
 
 class Task(Named, Protocol):
-    """A kind of problem: how examples become batches, what the loss is, how answers are judged."""
+    """A kind of problem: how examples become batches, what the loss is, how answers are judged.
+
+    `lora_ft/tasks/_base.py` has the parts that most tasks share. A task never changes: `configure`, `learn` and
+    `recall` give another one that knows more.
+    """
 
     @property
-    def auto_class(self) -> str:
-        """Transformers' auto class that loads the model with the right head."""
+    def auto_class(self) -> str | None:
+        """Transformers' auto class that loads the model with the right head; None: a user's function builds it."""
 
     @property
     def peft_task_type(self) -> str | None:
         """PEFT's name for the task, None for a plain module."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of examples it takes."""
+
+    @property
+    def new_head(self) -> bool:
+        """Whether modules that the base's files lack may start at random and train with the adapter."""
+
+    @property
+    def overlong(self) -> str:
+        """What happens to over-long rows when the recipe says auto: drop, truncate_prompt, truncate or error."""
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether the loss needs all samples of a step at once; then `represent` and `combine` are its parts."""
+
+    @property
+    def perplexity(self) -> bool:
+        """Whether the exponential of the mean loss is the perplexity of a token."""
+
+    @property
+    def fast_note(self) -> str:
+        """What `fast_loss` does to be faster than `loss`; "" where it is the same."""
+
+    @property
+    def chats(self) -> bool:
+        """Whether one can talk to the model."""
+
+    def configure(self, options: Mapping[str, Any]) -> Task:
+        """With the recipe's options; raises UsageError for an unknown or wrong one, or a package that is missing."""
+
+    def learn(self, examples: Sequence[Example], held_out: Sequence[Example]) -> Task:
+        """With what it must know of the data, such as label names; raises DataError naming rows that do not fit."""
+
+    def facts(self) -> dict[str, Any]:
+        """What `learn` found, for run.json."""
+
+    def recall(self, facts: Mapping[str, Any]) -> Task:
+        """With what an earlier `learn` found."""
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Of the model's config, such as num_labels and id2label."""
 
     def check_processor(self, processor: Any) -> list[str]:
         """Notes about this tokenizer or processor that a user should read; raises when it cannot serve."""
@@ -85,8 +136,14 @@ class Task(Named, Protocol):
     def show(self, sample: Sample, processor: Any) -> str:
         """One sample as text with the supervised part marked."""
 
-    def collate(self, samples: Sequence[Sample], processor: Any) -> Batch:
-        """Samples -> padded tensors."""
+    def collate(self, samples: Sequence[Sample], processor: Any, draw: int = 0) -> Batch:
+        """Samples -> padded tensors.
+
+        Args:
+            samples: of one micro-batch.
+            processor: tokenizer or processor.
+            draw: what randomness depends on beside the sample itself: another number each epoch, 0 when judging.
+        """
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
         """The plain path: the model's own loss."""
@@ -94,13 +151,28 @@ class Task(Named, Protocol):
     def fast_loss(self, model: nn.Module, batch: Batch) -> LossSum:
         """The same value in less time and memory, or raises AdapterError with the reason why it cannot."""
 
+    def represent(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What `combine` needs of each sample (B, ...)."""
+
+    def combine(self, representations: Tensor) -> LossSum:
+        """The loss of a whole step."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What artifacts are compared by: the model's answer to a batch that has no labels."""
+
+    def probes(self, samples: Sequence[Sample], processor: Any) -> list[Batch]:
+        """Small inputs for `outputs`, one for each sample, by which artifacts are compared."""
+
+    def measure(self, samples: Sequence[Sample], outputs: Sequence[Mapping[str, Tensor]]) -> Judgement:
+        """Metrics from the `LossSum.outputs` of all held-out samples, beside the mean loss; `right` by row."""
+
     def predict(
         self, model: nn.Module, processor: Any, examples: Iterable[Example], options: PredictOptions
     ) -> Iterator[Prediction]:
         """Outputs for examples, in their order."""
 
     def judge(self, predictions: Sequence[Prediction]) -> Judgement:
-        """Metrics over predictions that have references."""
+        """Metrics over predictions that have references; for tasks that write."""
 
     def prompt(self, processor: Any, example: Example, options: EncodeOptions) -> list[int]:
         """Token ids that ask for the next answer; raises UsageError for a task that does not write."""

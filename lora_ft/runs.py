@@ -37,6 +37,12 @@ class Run:
         return self.path / "adapter"
 
     @property
+    def final(self) -> Run:
+        """The run of the last stage; of a run without stages, itself."""
+        last = self.facts.get("final")
+        return Run(self.path / last) if last else self
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"

@@ -13,7 +13,7 @@ import typer
 from lora_ft import __version__
 from lora_ft.errors import LoraFtError
 
-from . import algebra, chat, init, listing, train, use
+from . import algebra, chat, init, listing, sweep, train, use
 
 app = typer.Typer(
     name="lora-ft",
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("init")(init.init)
 app.command("train")(train.train)
+app.command("sweep")(sweep.sweep)
 app.command("eval")(use.evaluate)
 app.command("predict")(use.predict)
 app.command("chat")(chat.chat)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.runs import Run
 
 if TYPE_CHECKING:
     from lora_ft.recipe import Resolved
@@ -37,22 +38,28 @@ def train(  # noqa: PLR0913 - one argument per option
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out from its last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Move a run that is in the way aside.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Check everything, show what would happen, train nothing.")] = False,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the Python function that the recipe names as its model.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Train an adapter as a recipe says, judge it before and after, and keep everything in a run folder."""
     resolved = _resolve(recipes or [], preset or [], settings or [], out, resume)
     from lora_ft import pipeline, report
 
-    listener = report.make_listener()
+    listener, given = report.make_listener(), pipeline.Given(trust_code=trust_code)
     if dry_run:
-        facts = pipeline.dry_run(resolved, listener)
-        print(json.dumps(facts) if as_json else _plan_text(facts))
+        plans = pipeline.dry_run(resolved, listener, given)
+        print(json.dumps(plans) if as_json else "\n\n".join(_plan_text(p) for p in plans.get("stages", [plans])))
         return
-    run = pipeline.train(resolved, out=out, overwrite=overwrite, resume=resume, listener=listener)
-    facts = run.facts
+    run = pipeline.train(resolved, out=out, overwrite=overwrite, resume=resume, listener=listener, given=given)
+    whole, facts = run.facts, run.final.facts
     if as_json:
-        print(json.dumps({"run": str(run.path), **{k: facts[k] for k in KEYS}}))
+        compared = {"comparison": whole["comparison"]} if "comparison" in whole else {}
+        print(json.dumps({"run": str(run.path), **{k: facts[k] for k in KEYS}, **compared}))
     report.before_after(facts["metrics"], sys.stderr, f"{facts['rows']} training samples, judged on held-out rows")
+    if "comparison" in whole:
+        report.compared(whole["comparison"], sys.stderr)
     print(_next(run.path, facts), file=sys.stderr)
 
 
@@ -92,13 +99,16 @@ def _plan_text(facts: dict[str, Any]) -> str:
 
 def _next(path: Path, facts: dict[str, Any]) -> str:
     quoted = f"'{path}'" if " " in str(path) else str(path)
+    use = f"  lora-ft predict {quoted} --input ROWS --output answers.jsonl"
+    if facts.get("chats"):
+        use = f"  lora-ft chat {quoted}                    talk to it (--base: to the model before)"
     return (
         f"run      {path}\n"
-        f"adapter  {path / 'adapter'}\n"
+        f"adapter  {Run(path).final.adapter}\n"
         f"trained  {facts['tokens']:,} tokens in {facts['train_s']:.0f} s ({facts['tokens_per_s']:.0f} tok/s), "
         f"{facts['wall_s']:.0f} s in all, peak memory {facts['peak_memory_bytes'] / 2**30:.2f} GiB\n\n"
         f"next:\n"
-        f"  lora-ft chat {quoted}                    talk to it (--base: to the model before)\n"
+        f"{use}\n"
         f"  lora-ft eval {quoted}                    which rows changed, and how sure that is\n"
         f"  lora-ft merge {quoted} --out merged      a plain Transformers model"
     )

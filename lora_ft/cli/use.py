@@ -10,19 +10,25 @@ import typer
 RunArg = Annotated[Path, typer.Argument(help="Run folder, as `lora-ft train` printed it.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 DtypeOption = Annotated[str | None, typer.Option(help="Of the merged weights: float32, bfloat16 or float16.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-code", help="Run the Python function that a recipe names as its model.")
+]
 SHOWN = 8
 
 
 def evaluate(
     run: RunArg,
     data: Annotated[str | None, typer.Option(help="Rows to judge on; default the run's held-out rows.")] = None,
+    trust_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Base against adapter on the same rows: metrics, and which rows changed."""
     from lora_ft import pipeline, report
 
     listener = report.make_listener()
-    metrics, comparison, pairs = pipeline.evaluate_run(run, data=data, listener=listener)
+    metrics, comparison, pairs = pipeline.evaluate_run(
+        run, data=data, listener=listener, given=pipeline.Given(trust_code=trust_code)
+    )
     listener.finish()
     result: dict[str, Any] = {"run": str(run), "metrics": metrics}
     if comparison:
@@ -56,14 +62,16 @@ def predict(
     output: Annotated[Path, typer.Option(help="A .jsonl file that does not exist yet.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in an answer.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers written at once.")] = 16,
+    trust_code: TrustOption = False,
 ) -> None:
     """Answer many rows, in batches."""
     from lora_ft import pipeline, report
 
     listener = report.make_listener()
     rows = pipeline.predict(
-        run, source, output, max_new_tokens=max_new_tokens, batch_size=batch_size, listener=listener
-    )
+        run, source, output, max_new_tokens=max_new_tokens, batch_size=batch_size, listener=listener,
+        given=pipeline.Given(trust_code=trust_code),
+    )  # fmt: skip
     listener.finish()
     print(f"{rows} answers in {output}")
 
@@ -72,10 +80,11 @@ def merge(
     run: RunArg,
     out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
     dtype: DtypeOption = None,
+    trust_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Merge the adapter into its base: a plain Transformers model that needs neither us nor PEFT."""
-    _export(run, "merged", out, dtype, as_json)
+    _export(run, "merged", out, dtype, trust_code, as_json)
 
 
 def export(
@@ -83,17 +92,20 @@ def export(
     format_name: Annotated[str, typer.Option("--format", help="See `lora-ft list exports`.")],
     out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
     dtype: DtypeOption = None,
+    trust_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the adapter in another form; nothing is published that differs from adapter on base."""
-    _export(run, format_name, out, dtype, as_json)
+    _export(run, format_name, out, dtype, trust_code, as_json)
 
 
-def _export(run: Path, format_name: str, out: Path, dtype: str | None, as_json: bool) -> None:
+def _export(run: Path, format_name: str, out: Path, dtype: str | None, trust_code: bool, as_json: bool) -> None:
     from lora_ft import pipeline, report
 
     listener = report.make_listener()
-    figures = pipeline.export(run, out, format_name=format_name, dtype=dtype, listener=listener)
+    figures = pipeline.export(
+        run, out, format_name=format_name, dtype=dtype, listener=listener, given=pipeline.Given(trust_code=trust_code)
+    )
     listener.finish()
     if as_json:
         print(json.dumps({"run": str(run), "out": str(out), "format": format_name, **figures}))

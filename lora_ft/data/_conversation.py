@@ -1,32 +1,11 @@
 """Checks that the conversation formats share."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ._values import as_object
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-def text_of(row: Mapping[str, Any], column: str) -> str:
-    """A column's text; raises ValueError when it is missing, empty or not text."""
-    value = row.get(column)
-    if value is None:
-        raise ValueError(f"column {column!r} is missing; found: {', '.join(row)}")
-    if not isinstance(value, str):
-        raise ValueError(f"column {column!r} must be text, got {type(value).__name__}")
-    if not value.strip():
-        raise ValueError(f"column {column!r} is empty")
-    return value
-
-
-def as_object(value: Any, column: str) -> Any:
-    """A list or object that may have been stored as JSON text (CSV and Parquet files do)."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"column {column!r} is text but not JSON: {error}") from error
 
 
 def says_from(rows: Sequence[Mapping[str, Any]], column: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lora_ft.errors import DataError, Problem
 from lora_ft.records import DataReport, Encoded, Example, Sample
@@ -40,7 +41,7 @@ def encode_all(
         if outcome:
             outcomes[outcome] += 1
             places.setdefault(outcome, []).append(example.where)
-        samples += kept
+        samples += [replace(s, source=example.source) for s in kept]
     if problems:
         raise DataError.collect(problems, title=f"{len(problems)} of {len(examples)} rows cannot be encoded")
     _check(len(examples), len(samples), outcomes, places, max_length)

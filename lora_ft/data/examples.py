@@ -1,103 +1,109 @@
-"""Rows -> examples in canonical form: detect the format, rename columns, check every row; and the held-out split."""
+"""Rows -> examples in canonical form: detect the format, rename columns, check every row."""
 
-import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lora_ft.errors import DataError, Problem, did_you_mean
+from lora_ft.errors import DataError, Problem, UsageError
+from lora_ft.recipe import Source
 from lora_ft.records import Example
-from lora_ft.registry import FORMATS, DataFormat
+from lora_ft.registry import DataFormat
 
-from .read import Row, read_rows
+from ._columns import aligned, groups, renamed
+from ._detect import Wanted, choose_format
+from ._row import Row
+from .memory import rows_of
+from .read import read_rows
 
 
-def load_examples(
-    source: str, format_name: str, columns: Mapping[str, str], *, answered: bool = True
+def load_examples(  # noqa: PLR0913 - what a caller may say of a source
+    source: Any,
+    format_name: str,
+    columns: Mapping[str, str],
+    *,
+    kinds: tuple[str, ...] | None = None,
+    group_column: str | None = None,
+    answered: bool = True,
+    name: str = "data",
 ) -> tuple[list[Example], str]:
     """Examples of `source` and the name of their format.
 
     Args:
-        source: see `read_rows`.
+        source: a name as `read_rows` takes it, or what `rows_of` takes from memory.
         format_name: a format's name, or "auto".
         columns: the format's column name -> the file's.
+        kinds: the kinds of examples that serve; None: all.
+        group_column: the file's column that holds each row's group.
         answered: whether answers must be there, as for training.
+        name: of what is in memory, for messages.
 
     Raises:
         DataError: no format fits, a column is missing, or rows that are wrong (each named).
+        UsageError: the named format is of another kind.
     """
-    rows = _renamed(read_rows(source), columns, source, answered)
-    chosen = _detect(rows, source, answered) if format_name == "auto" else FORMATS.get(format_name)
-    if format_name != "auto":
-        _check_columns(chosen, rows, source, answered)
+    rows: Sequence[Row] = read_rows(source) if isinstance(source, str) else rows_of(source, name)
+    source = source if isinstance(source, str) else name
+    of_rows = groups(rows, group_column, source)
+    rows = renamed(rows, columns, source, answered)
+    chosen = choose_format(rows, Wanted(format_name, source, kinds, answered, group_column))
+    if chosen.kind == "arrays":
+        rows = aligned(rows, group_column)
     examples, problems = [], []
-    for row in rows:
+    for row, group in zip(rows, of_rows, strict=True):
         try:
-            examples.append(Example(chosen.to_example(row.values, answered), row.where))
+            found = chosen.to_examples(row.values, answered)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             text = str(error) if isinstance(error, ValueError) else f"malformed row: {error!r}"
             problems.append(Problem(text, row.where))
-    if problems:
-        raise DataError.collect(
-            problems,
-            title=f"{len(problems)} of {len(rows)} rows are wrong for the format {chosen.name!r}",
-            fix="mend these rows, or choose another format (lora-ft list formats)",
-        )
+            continue
+        places = [row.where] if len(found) == 1 else [f"{row.where} [{n}]" for n in range(1, len(found) + 1)]
+        examples += [Example(f, where, source, group) for f, where in zip(found, places, strict=True)]
+    _raise(problems, len(rows), chosen)
     return examples, chosen.name
 
 
-def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, held-out) rows; the same rows are held out for the same seed, whatever their order of use."""
-    held = max(1, round(len(examples) * share))
-    if held >= len(examples):
-        raise DataError(f"{len(examples)} rows are too few to hold out {share:.0%}", fix="--set data.eval=null")
-    chosen = set(random.Random(seed).sample(range(len(examples)), held))
-    return (
-        [e for i, e in enumerate(examples) if i not in chosen],
-        [e for i, e in enumerate(examples) if i in chosen],
-    )
+def load_sources(
+    train: str | Sequence[Source],
+    format_name: str,
+    columns: Mapping[str, str],
+    *,
+    kinds: tuple[str, ...] | None = None,
+    group_column: str | None = None,
+) -> tuple[list[Example], str, dict[str, float]]:
+    """Examples of one set or of several that are mixed, the names of their formats, and the weight of each set.
+
+    Args:
+        train: a source, or several with weights.
+        format_name: as for `load_examples`, for all of them.
+        columns: the format's column name -> the files'.
+        kinds: the kinds of examples that serve; None: all.
+        group_column: the files' column that holds each row's group.
+
+    Raises:
+        UsageError: a set is named twice, or a row is in two of them.
+        DataError: as `load_examples`.
+    """
+    sources = (Source(path=train),) if isinstance(train, str) else tuple(train)
+    twice = [path for path, count in Counter(s.path for s in sources).items() if count > 1]
+    if twice:
+        raise UsageError(f"data.train names {twice[0]!r} twice", fix="name it once, with a higher weight")
+    examples: list[Example] = []
+    names: dict[str, None] = {}
+    for source in sources:
+        found, name = load_examples(source.path, format_name, columns, kinds=kinds, group_column=group_column)
+        examples += found
+        names[name] = None
+    places = Counter(e.where for e in examples)
+    if len(places) < len(examples):
+        row, _ = places.most_common(1)[0]
+        raise UsageError("two sets of data.train hold the same row of a file", where=row, fix="name the file once")
+    return examples, ", ".join(names), {s.path: s.weight for s in sources}
 
 
-def _renamed(rows: list[Row], columns: Mapping[str, str], source: str, answered: bool) -> list[Row]:
-    if not columns:
-        return rows
-    found = set().union(*(r.values for r in rows))
-    for wanted, theirs in columns.items():
-        if theirs not in found and wanted not in found and answered:
-            raise DataError(
-                f"data.columns: there is no column {theirs!r} (for {wanted!r}); {did_you_mean(theirs, found)}",
-                where=source,
-            )
-    back = {theirs: ours for ours, theirs in columns.items() if theirs in found}
-    return [
-        Row({back.get(k, k): v for k, v in r.values.items() if k in back or k not in back.values()}, r.where)
-        for r in rows
-    ]
-
-
-def _detect(rows: Sequence[Row], source: str, answered: bool) -> DataFormat:
-    head = [r.values for r in rows[:20]]
-    columns = frozenset().union(*head)
-    known = FORMATS.discover().values()
-    hits = [f for f in known if f.matches(columns, head)]
-    if not hits and not answered:
-        hits = [f for f in known if f.answer and f.matches(columns | {f.answer}, head)]
-    if not hits:
-        wanted = "; ".join(f"{f.name} ({', '.join(f.required)})" for f in known)
-        raise DataError(
-            f"no known format has the columns {', '.join(sorted(columns)) or '(none)'}",
-            where=source,
-            why=f"formats and the columns they need: {wanted}",
-            fix=f"name the columns, for example: --set data.columns.prompt={min(columns, default='COLUMN')}",
-        )
-    return max(hits, key=lambda f: len(f.required))  # the more columns a format needs, the surer the match
-
-
-def _check_columns(chosen: DataFormat, rows: Sequence[Row], source: str, answered: bool) -> None:
-    columns = frozenset().union(*(r.values for r in rows))
-    given = columns if answered or not chosen.answer else columns | {chosen.answer}
-    if not chosen.matches(given, [r.values for r in rows[:20]]):
-        missing = [c for c in chosen.required if c not in given] or list(chosen.required)
-        raise DataError(
-            f"format {chosen.name!r} needs the column {missing[0]!r}; found: {', '.join(sorted(columns))}",
-            where=source,
-            fix=f"--set data.columns.{missing[0]}=NAME, or another data.format",
+def _raise(problems: Sequence[Problem], rows: int, chosen: DataFormat) -> None:
+    if problems:
+        raise DataError.collect(
+            problems,
+            title=f"{len(problems)} of {rows} rows are wrong for the format {chosen.name!r}",
+            fix="mend these rows, or choose another format (lora-ft list formats)",
         )

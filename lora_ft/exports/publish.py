@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from lora_ft.errors import ArtifactError, ResourceError, UsageError
-from lora_ft.records import Artifact, Probe
+from lora_ft.records import Artifact, Batch, Probe
 from lora_ft.registry import ExportFormat
 from lora_ft.runs import make_readable
 from lora_ft_adapters import active
 
+Answer = Callable[[Any, Batch], Tensor]
 
-def probe(model: Any, inputs: Sequence[Mapping[str, Any]]) -> list[Probe]:
+
+def probe(model: Any, inputs: Sequence[Mapping[str, Any]], answer: Answer) -> list[Probe]:
     """Answers of the base and of the adapter on it for each input.
+
+    Args:
+        model: PeftModel.
+        inputs: batches of one, as nested lists.
+        answer: the task's `outputs`.
 
     Raises:
         ArtifactError: the adapter gives numbers that are not finite, or changes nothing at all.
@@ -26,10 +33,10 @@ def probe(model: Any, inputs: Sequence[Mapping[str, Any]]) -> list[Probe]:
     device = next(model.parameters()).device
     with torch.inference_mode():
         for one in inputs:
-            tensors = {k: torch.as_tensor(v)[None].to(device) for k, v in one.items()}
-            adapted = model(**tensors).logits.float().cpu()
+            tensors = {k: torch.as_tensor(v).to(device) for k, v in one.items()}
+            adapted = answer(model, tensors).float().cpu()
             with active(model):
-                base = model(**tensors).logits.float().cpu()
+                base = answer(model, tensors).float().cpu()
             adapted = _last(adapted, base.shape[1])
             probes.append(Probe({k: v.cpu() for k, v in tensors.items()}, base, adapted))
     if not all(bool(p.adapted.isfinite().all()) for p in probes):
@@ -44,7 +51,7 @@ def _last(logits: Tensor, positions: int) -> Tensor:
     return logits[:, -positions:] if logits.dim() == 3 else logits
 
 
-def differences(model: Any, probes: Sequence[Probe]) -> dict[str, float]:
+def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str, float]:
     """How far a model that was read back is from the adapter on its base.
 
     Returns:
@@ -56,13 +63,13 @@ def differences(model: Any, probes: Sequence[Probe]) -> dict[str, float]:
     largest, same, positions, off, moved = 0.0, 0, 0, 0.0, 0.0
     with torch.inference_mode():
         for p in probes:
-            got = model(**{k: v.to(device) for k, v in p.inputs.items()}).logits.float().cpu()
+            got = answer(model, {k: v.to(device) for k, v in p.inputs.items()}).float().cpu()
             got = _last(got, p.adapted.shape[1])
             if got.shape != p.adapted.shape:
                 raise ArtifactError(f"outputs have shape {tuple(got.shape)}, expected {tuple(p.adapted.shape)}")
             largest = max(largest, float((got - p.adapted).abs().max()))
             same += int((got.argmax(-1) == p.adapted.argmax(-1)).sum())
-            positions += got[..., 0].numel()
+            positions += got.argmax(-1).numel()
             off += float((got - p.adapted).double().square().sum())
             moved += float((p.base - p.adapted).double().square().sum())
     return {

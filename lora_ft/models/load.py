@@ -1,8 +1,9 @@
 """Load processors and frozen base models through Transformers, safetensors only."""
 
+import inspect
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from lora_ft.errors import ArtifactError, UnsafeError, UsageError
+
+from .fresh import fresh_modules
 
 # What Transformers raises for files that are missing, of another kind, corrupt, or need a package that is not there.
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
@@ -60,7 +63,7 @@ def load_processor(source: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except LOAD_ERRORS as error:
-        raise _unreachable("tokenizer", source, error) from error
+        raise unreachable("tokenizer", source, error) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, so sharing the id is harmless
     return tokenizer
@@ -72,33 +75,6 @@ class Base:
 
     model: Any
     fresh: tuple[str, ...] = ()
-
-
-def load_model(
-    source: str,
-    auto_class: str,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    arguments: dict[str, Any] | None = None,
-) -> Any:
-    """The frozen base model in evaluation mode.
-
-    Args:
-        source: a folder or hub id.
-        auto_class: name of a Transformers auto class.
-        dtype: of the weights.
-        device: where they go.
-        arguments: further ones for `from_pretrained`, from a quantiser.
-
-    Raises:
-        ArtifactError: missing, of a wrong architecture, or incomplete.
-        UnsafeError: pickle weights, or a weight index that leaves the folder.
-    """
-    base = load_with_new_head(source, auto_class, dtype=dtype, device=device, arguments=arguments)
-    if base.fresh:
-        raise _incomplete(base.model, [f"{m}.*" for m in base.fresh], source)
-    return base.model
 
 
 def load_with_new_head(
@@ -116,11 +92,11 @@ def load_with_new_head(
 
     Args:
         source, auto_class, dtype, device, arguments: as for `load_model`.
-        model_arguments: of the model's config, such as num_labels.
+        model_arguments: as for `fitting`.
     """
     check_files(source)
     loader = getattr(transformers, auto_class)
-    extra = {**(arguments or {}), **(model_arguments or {})}
+    extra = {**(arguments or {}), **fitting(source, auto_class, model_arguments or {})}
     if device.type != "cpu" or arguments:
         extra["device_map"] = {"": device}
     try:
@@ -130,38 +106,43 @@ def load_with_new_head(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **extra
             )
     except LOAD_ERRORS as error:
-        raise _unreachable("model", source, error) from error
+        raise unreachable("model", source, error) from error
     missing = sorted(info["missing_keys"])
     fresh = fresh_modules(model, missing)
     if missing and not fresh:
-        raise _incomplete(model, missing, source)
+        raise incomplete(model, missing, source)
     model.requires_grad_(False)
     model.eval()
     return Base(model, fresh)
 
 
-def _incomplete(model: nn.Module, missing: Sequence[str], source: str) -> ArtifactError:
+def fitting(source: str, auto_class: str, model_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`model_arguments` without those that this architecture does not have.
+
+    Args:
+        source: a folder or hub id.
+        auto_class: name of a Transformers auto class.
+        model_arguments: of the model's config, such as num_labels, or of its class, such as add_pooling_layer.
+    """
+    if not model_arguments:
+        return {}
+    config, unused = _config(source, return_unused_kwargs=True, **model_arguments)
+    if not unused:
+        return dict(model_arguments)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # a new head's start must not hang on this
+        kind = type(getattr(transformers, auto_class).from_config(config))
+    known = inspect.signature(kind.__init__).parameters
+    return {k: v for k, v in model_arguments.items() if k not in unused or k in known}
+
+
+def incomplete(model: nn.Module, missing: Sequence[str], source: str) -> ArtifactError:
+    """The error for a model whose files lack tensors."""
     return ArtifactError(
         f"{len(missing)} tensors of a {type(model).__name__} are not in its files, for example {missing[0]}",
         where=source,
         why="they would start at random: the files are incomplete, or of a model for another task",
         fix="use a complete model of the kind that the task needs",
     )
-
-
-def fresh_modules(model: nn.Module, missing: Iterable[str]) -> tuple[str, ...]:
-    """The modules all of whose parameters are `missing` from the files, outermost first; () when one is only in part.
-
-    A part-missing module is no new head but a broken file.
-    """
-    absent = set(missing)
-    chosen: list[str] = []
-    for name, module in model.named_modules():
-        own = {f"{name}.{p}" for p, _ in module.named_parameters()}
-        if name and own and own <= absent and not any(name.startswith(f"{c}.") for c in chosen):
-            chosen.append(name)
-    covered = {f"{c}.{p}" for c in chosen for p, _ in model.get_submodule(c).named_parameters()}
-    return tuple(chosen) if covered >= absent else ()
 
 
 def original_weights(source: str) -> Callable[[str], torch.Tensor | None]:
@@ -203,17 +184,6 @@ def grow_embeddings(model: Any, tokens: int) -> int:
     return tokens - rows
 
 
-def skeleton(source: str, auto_class: str) -> nn.Module:
-    """The model's modules without weights (meta device), to check targets before gigabytes are read."""
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        with torch.device("meta"):
-            model: nn.Module = getattr(transformers, auto_class).from_config(config)
-    except LOAD_ERRORS as error:
-        raise _unreachable("model", source, error) from error
-    return model.requires_grad_(False)
-
-
 def check_files(source: str) -> None:
     """Refuse a local folder with pickle weights only, or whose weight index names files outside it."""
     folder = Path(source)
@@ -244,6 +214,13 @@ def check_lengths(source: str, max_length: int) -> int:
     return min(max_length, limit) if isinstance(limit, int) and limit > 0 else max_length
 
 
+def base_labels(source: str) -> tuple[str, ...]:
+    """Names of the classes that the base's own head knows, in order; () where it has none of its own."""
+    names = getattr(_config(source), "id2label", None) or {}
+    found = tuple(str(names[i]) for i in sorted(names))
+    return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found
+
+
 def stored_dtype(source: str) -> str:
     """Name of the dtype of the base's own files, float32 when its config does not say."""
     config = _config(source)
@@ -261,14 +238,15 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
         )
 
 
-def _config(source: str) -> Any:
+def _config(source: str, **arguments: Any) -> Any:
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **arguments)
     except LOAD_ERRORS as error:
-        raise _unreachable("configuration", source, error) from error
+        raise unreachable("configuration", source, error) from error
 
 
-def _unreachable(what: str, source: str, error: Exception) -> ArtifactError:
+def unreachable(what: str, source: str, error: Exception) -> ArtifactError:
+    """What Transformers could not load, and the likely reason, as the user's error."""
     local = Path(source).exists()
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return ArtifactError(

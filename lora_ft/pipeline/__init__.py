@@ -3,10 +3,14 @@
 from .algebra import combine, compress, convert, extract
 from .algebra_publish import NewAdapter
 from .chat import Chat
-from .train_verb import dry_run, train
-from .use import Loaded, evaluate_run, export, load, merge, predict
+from .dry_run import dry_run
+from .loading import Loaded, load
+from .rows import Given
+from .sweep import SweepResult, sweep
+from .train_verb import train
+from .use import evaluate_run, export, merge, predict
 
 __all__ = [
-    "Chat", "Loaded", "NewAdapter", "combine", "compress", "convert", "dry_run", "evaluate_run", "export", "extract",
-    "load", "merge", "predict", "train",
+    "Chat", "Given", "Loaded", "NewAdapter", "SweepResult", "combine", "compress", "convert", "dry_run",
+    "evaluate_run", "export", "extract", "load", "merge", "predict", "sweep", "train",
 ]  # fmt: skip

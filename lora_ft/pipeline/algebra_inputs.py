@@ -12,16 +12,18 @@ import torch
 from lora_ft.data import encode_all
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.load import check_files, check_lengths, grow_embeddings, load_model, load_processor, pick_device
+from lora_ft.models.load import check_files, grow_embeddings, load_processor, pick_device
+from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
 from lora_ft.recipe import Recipe, load_recipe
-from lora_ft.records import EncodeOptions, Listener
+from lora_ft.records import Listener
 from lora_ft.registry import TASKS, Task
 from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, algebra, load_adapter
 
 from .judge import Judge, token_budget
-from .use import Loaded, _rows_to_judge
+from .prepare import base_spec, encode_options
+from .rows import to_judge
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,21 @@ class Input:
 
     @property
     def task(self) -> Task:
-        """The task."""
-        return TASKS.get(self.task_name)
+        """The task, knowing what the run knew."""
+        task = TASKS.get(self.task_name)
+        if self.run is None:
+            return task
+        return task.configure(self.recipe().task.options()).recall(self.run.facts.get("task_facts", {}))
+
+    def spec(self, listener: Listener) -> BaseSpec:
+        """How its base is opened; what the base's files lack starts as it did in the run."""
+        task = self.task
+        if task.auto_class is None:
+            raise UsageError(f"the base of a {task.name} run is built by a function; algebra wants a model in files")
+        source = resolve(self.base, listener.note)
+        if self.run is not None:
+            return base_spec(self.recipe(), task, source)
+        return BaseSpec(source, task.auto_class, task.model_arguments())
 
     def recipe(self, data: str | None = None) -> Recipe:
         """The run's recipe, or one of defaults for a plain adapter and its rows."""
@@ -60,13 +75,13 @@ class Input:
             raise UsageError("a plain adapter has no held-out rows to judge on", fix="--data FILE")
         return load_recipe([{"model": self.base, "task": self.task_name, "data": {"train": data}}]).recipe
 
-    def probes(self) -> list[dict[str, list[int]]]:
+    def probes(self) -> list[dict[str, Any]]:
         """Its probe inputs, empty where it has none."""
         path = self.folder / "probes.json"
         if not path.is_file():
             return []
         try:
-            inputs: list[dict[str, list[int]]] = json.loads(path.read_text(encoding="utf-8"))
+            inputs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ArtifactError("the probe inputs are unreadable", where=str(path)) from error
         return inputs
@@ -90,13 +105,13 @@ def find_inputs(sources: Sequence[str | Path], base: str | None) -> list[Input]:
 
 def _find(path: Path, base: str | None) -> Input:
     if (path / "run.json").is_file():
-        run = Run(path)
+        run = Run(path).final
         if not (run.adapter / "adapter_config.json").is_file():
             raise ArtifactError(
                 f"this run has no adapter yet; its status is {run.facts.get('status')!r}", where=str(path)
             )
         recipe = load_recipe([path / "recipe.resolved.yaml"]).recipe
-        return Input(path.name, run.adapter, base or recipe.model, recipe.task, run)
+        return Input(path.name, run.adapter, base or recipe.model, recipe.task.type, run)
     config = path / "adapter_config.json"
     if not config.is_file():
         raise ArtifactError(
@@ -127,9 +142,8 @@ def open_base(inputs: Sequence[Input], listener: Listener) -> Any:
     device = pick_device()
     if device.type == "mps":
         device = torch.device("cpu")  # MPS has no float64
-    source = resolve(first.base, listener.note)
-    model = load_model(source, first.task.auto_class, dtype=torch.float32, device=device)
-    mark = fingerprint(model)
+    opened = first.spec(listener).open(dtype=torch.float32, device=device)
+    model, mark = opened.model, fingerprint(opened.model, opened.fresh)
     for one in inputs:
         facts = one.run.facts if one.run is not None else {}
         if facts and facts.get("quant") == "none" and facts.get("fingerprint") != mark:
@@ -171,7 +185,8 @@ def tuned_weights(base: Any, tuned: Input) -> Any:
         folder = algebra.TensorFolder(source)
         if {n for n, _ in base.named_parameters()} <= set(folder):  # stacked experts have other names in files
             return folder
-    return load_model(source, tuned.task.auto_class, dtype=torch.float32, device=next(base.parameters()).device)
+    spec = BaseSpec(source, tuned.task.auto_class)
+    return spec.open(dtype=torch.float32, device=next(base.parameters()).device).model
 
 
 def held_out_loss(one: Input, data: str | None, listener: Listener) -> Callable[[Any], float]:
@@ -179,18 +194,17 @@ def held_out_loss(one: Input, data: str | None, listener: Listener) -> Callable[
     recipe = one.recipe(data)
     source = resolve(one.base, listener.note)
     processor = load_processor(str(one.folder) if one.has_tokenizer else source)
-    section = recipe.data
-    length = one.run.facts["encode"]["max_length"] if one.run else check_lengths(source, section.max_length)
-    options = EncodeOptions(length, section.overlong, section.system_prompt, section.template)
-    loaded = Loaded(None, processor, recipe, one.task, options, one.run or Run(one.folder), "float32")
-    examples, where, format_name = _rows_to_judge(loaded, data)
+    length = one.run.facts["encode"]["max_length"] if one.run else None
+    options = encode_options(recipe, one.task, source, length)
+    examples, where, format_name = to_judge(recipe, one.task, data)
     samples, _ = encode_all(
-        examples, one.task.encoder(processor, options), source=where, format_name=format_name, max_length=length
-    )
+        examples, one.task.encoder(processor, options), source=where, format_name=format_name,
+        max_length=options.max_length,
+    )  # fmt: skip
 
     def loss(model: Any) -> float:
         judge = Judge(one.task, model, processor, one.task.loss, listener)
-        return judge.held_out(samples, token_budget(recipe, model), "held-out loss")()["loss"]
+        return judge.held_out(samples, token_budget(recipe, model), "held-out loss")().metrics["loss"]
 
     return loss
 

@@ -78,7 +78,8 @@ def publish(work: Work, target: Path, what: str, losses: tuple[float, float] | N
     notes = _notes(result)
     artifact = Artifact(
         model=None, processor=None, base=public_name(work.first.base), auto_class=work.first.task.auto_class,
-        stored_dtype="float32", generation={}, load_base=lambda: algebra.share(work.base),
+        outputs=work.first.task.outputs, stored_dtype="float32", generation={},
+        load_base=lambda: algebra.share(work.base),
     )  # fmt: skip
 
     def finish(folder: Path, figures: Mapping[str, float]) -> None:
@@ -112,7 +113,7 @@ class _PlainLora:
         with as_artifact_error():
             again = load_adapter(artifact.load_base(), folder, "read_back")
             off = self.result.difference(algebra.AdapterDeltas(again, "read_back"))
-        figures = differences(again, probes)
+        figures = differences(again, probes, artifact.outputs)
         if off > EXACT or (self.result.error < EXACT and figures["max_difference"] > LOGIT_LIMIT):
             raise ArtifactError(
                 f"the adapter read back differs: its weights by {off:.0e}, its logits by "
@@ -128,19 +129,19 @@ def _probes(work: Work) -> list[Probe]:
     probes = []
     with torch.inference_mode():
         for inputs in work.first.probes() or _made_up(work.base):
-            tensors = {k: torch.as_tensor(v)[None].to(device) for k, v in inputs.items()}
-            before, after = (m(**tensors).logits.float().cpu() for m in (work.base, work.expected))
+            tensors = {k: torch.as_tensor(v).to(device) for k, v in inputs.items()}
+            before, after = (work.first.task.outputs(m, tensors).float().cpu() for m in (work.base, work.expected))
             probes.append(Probe({k: v.cpu() for k, v in tensors.items()}, before, after))
     if not all(bool(p.adapted.isfinite().all()) for p in probes):
         raise ArtifactError("the new adapter would give NaN or infinite outputs")
     return probes
 
 
-def _made_up(model: Any) -> list[dict[str, list[int]]]:
+def _made_up(model: Any) -> list[dict[str, list[list[int]]]]:
     rows = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(rows, (PROBES, PROBE_LENGTH), generator=generator).tolist()
-    return [{"input_ids": i} for i in ids]
+    return [{"input_ids": [i]} for i in ids]
 
 
 def _notes(result: algebra.LoraResult) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from transformers import TextIteratorStreamer
 from lora_ft.errors import UsageError
 from lora_ft.records import Example
 
-from .use import Loaded
+from .loading import Loaded
 
 
 class Chat:

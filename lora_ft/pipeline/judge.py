@@ -1,6 +1,7 @@
 """Held-out metrics and written answers, of the base or of the adapter on it."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -17,6 +18,7 @@ from lora_ft_adapters import active
 
 # Padding included. On a CPU more tokens at once gain nothing and cost cache; on a GPU fewer leave it idle.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}
+LARGEST_EXPONENT = 700.0  # of a float64
 
 
 def token_budget(recipe: Recipe, model: Any) -> int:
@@ -45,11 +47,21 @@ class Judge:
         """A context in which the model is the base, or the adapter on it."""
         return active(self.model) if base else nullcontext()
 
-    def held_out(self, samples: Sequence[Sample], budget: int, what: str) -> Callable[[], dict[str, float]]:
-        """A function that gives the streaming metrics of the model as it is then."""
-        groups = [[samples[i] for i in g] for g in by_length([s.length for s in samples], budget)]
+    def held_out(self, samples: Sequence[Sample], budget: int, what: str) -> Callable[[], Judgement]:
+        """A function that judges the model as it is then: mean loss, the task's metrics, and which rows are right."""
+        groups = by_length([s.length for s in samples], budget)
         collate = partial(self.task.collate, processor=self.processor)
-        return partial(evaluate, self.model, groups, collate, self.loss, partial(self.listener.progress, what))
+
+        def judge() -> Judgement:
+            progress = partial(self.listener.progress, what)
+            found = evaluate(self.model, samples, groups, collate, self.loss, progress)
+            judged = self.task.measure(samples, found.outputs) if any(found.outputs) else Judgement({}, [])
+            means = dict(found.means)
+            if self.task.perplexity:
+                means["perplexity"] = math.exp(min(means["loss"], LARGEST_EXPONENT))
+            return Judgement({**means, **judged.metrics}, judged.right, judged.tables)
+
+        return judge
 
     def answers(
         self, examples: Sequence[Example], options: PredictOptions, what: str
@@ -61,15 +73,16 @@ class Judge:
             self.listener.progress(what, len(predictions), len(examples))
         cut = [p.where for p in predictions if p.cut]
         if cut:
-            self.listener.warn(
-                f"{len(cut)} of {len(predictions)} prompts were too long and lost their beginning ({cut[0]})"
-            )
+            self.listener.warn(f"{len(cut)} of {len(predictions)} inputs were too long and lost a part ({cut[0]})")
         return predictions, self.task.judge(predictions)
 
 
 def answer_rows(predictions: Sequence[Prediction], right: Sequence[bool] = ()) -> list[dict[str, Any]]:
     """Predictions as rows for a file, with the verdict where there is one."""
-    rows = [{"where": p.where, "input": p.input, "output": p.output, "reference": p.reference} for p in predictions]
+    rows = [
+        {"where": p.where, "input": p.input, "output": p.output, "reference": p.reference, **p.details}
+        for p in predictions
+    ]
     return [{**r, "right": ok} for r, ok in zip(rows, right, strict=True)] if right else rows
 
 

@@ -4,19 +4,24 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lora_ft.data import encode_all, load_examples, split
+from lora_ft.data import encode_all
 from lora_ft.errors import UsageError
-from lora_ft.models.load import check_lengths, load_processor
+from lora_ft.models import python_module
+from lora_ft.models.load import base_labels, check_lengths, load_processor
+from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
 from lora_ft.recipe import Recipe
 from lora_ft.records import DataReport, EncodeOptions, Example, Listener, PredictOptions, Sample
 from lora_ft.registry import TASKS, Task
-from lora_ft.training.batching import steps_per_epoch
+from lora_ft.training.batching import Stratum, balanced, epoch_size, mixed, steps_per_epoch
 from lora_ft_adapters import AdapterError
+
+from . import rows
+from .rows import Given, Rows
 
 SHORT_ANSWER = 128  # tokens; longer references are prose, where exact match says nothing
 AUTO_ROWS = 200
@@ -28,9 +33,9 @@ class Prepared:
     """What training needs of the data.
 
     Attributes:
-        task: the task.
-        source: folder or hub id of the base.
-        processor: tokenizer or processor.
+        task: the task, knowing its data.
+        base: which model.
+        processor: tokenizer or processor; None where the task needs none.
         options: how rows became tokens.
         train: training samples.
         held_out: samples held out.
@@ -38,10 +43,13 @@ class Prepared:
         report: of the training rows.
         held_out_report: of the held-out rows, or None.
         new_tokens: those of the recipe that the tokenizer did not know.
+        weights: of the training sets, where there are several.
+        cleaning: what was found in the rows, for the run's data report.
+        model: the caller's own module, or None.
     """
 
     task: Task
-    source: str
+    base: BaseSpec
     processor: Any
     options: EncodeOptions
     train: list[Sample]
@@ -50,71 +58,128 @@ class Prepared:
     report: DataReport
     held_out_report: DataReport | None
     new_tokens: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    cleaning: Mapping[str, Any] = field(default_factory=dict)
+    model: Any = None
 
 
-def prepare(recipe: Recipe, listener: Listener) -> Prepared:
+def prepare(recipe: Recipe, listener: Listener, given: Given | None = None) -> Prepared:
     """Read, split and encode the data with the base's processor."""
-    task = TASKS.get(recipe.task)
-    training, held, format_name = _examples(recipe)
-    source = resolve(recipe.model, listener.note)
-    processor = load_processor(source)
-    data = recipe.data
-    new: tuple[str, ...] = ()
-    if data.add_tokens:
-        known = processor.get_vocab()
-        new = tuple(dict.fromkeys(t for t in data.add_tokens if t not in known))
-        processor.add_tokens(list(new))  # a known token added again would be cut out of the middle of words
-        listener.note(f"{len(new)} new tokens" + (f" ({', '.join(new[:6])})" if new else ": all are known already"))
-    for note in task.check_processor(processor):
-        listener.note(note)
-    options = EncodeOptions(check_lengths(source, data.max_length), data.overlong, data.system_prompt, data.template)
+    given = given or Given()
+    task = TASKS.get(recipe.task.type).configure(recipe.task.options())
+    if given.model is None and python_module.is_spec(recipe.model):
+        python_module.check_trusted(recipe.model, trust_code=given.trust_code)
+    found = rows.read(recipe, task, given)
+    source = source_of(recipe, task, listener)
+    task = _learnt(recipe, task, found, source)
+    processor, new = _processor(recipe, task, source, listener)
+    options = encode_options(recipe, task, source)
     encoder = task.encoder(processor, options)
     samples, report = encode_all(
-        training, encoder, source=data.train, format_name=format_name, max_length=options.max_length
+        found.training, encoder, source=found.source, format_name=found.format, max_length=options.max_length
     )
     report = replace(report, sample_shown=task.show(samples[0], processor))
     held_samples: list[Sample] = []
     held_report = None
-    if held:
+    if found.held_out:
         held_samples, held_report = encode_all(
-            held, encoder, source=data.eval or "", format_name=format_name, max_length=options.max_length
-        )
+            found.held_out, encoder, source=recipe.data.eval or "", format_name=found.format,
+            max_length=options.max_length,
+        )  # fmt: skip
     tell(report, "training", listener)
     if held_report:
         tell(held_report, "held-out", listener)
-        _warn_of_leaks(samples, held_samples, listener)
-    return Prepared(task, source, processor, options, samples, held_samples, held, report, held_report, new)
+    cleaning = found.report.facts() if found.report else {}
+    for level, line in found.report.lines() if found.report else ():
+        (listener.warn if level == "warn" else listener.note)(line)
+    return Prepared(
+        task, base_spec(recipe, task, source, given), processor, options, samples, held_samples, found.held_out, report,
+        held_report, new, found.weights, cleaning, given.model,
+    )  # fmt: skip
+
+
+def source_of(recipe: Recipe, task: Task, listener: Listener) -> str:
+    """What the recipe's model stands for: a folder, a hub id, or a function."""
+    if task.auto_class is None or python_module.is_spec(recipe.model):
+        if task.auto_class is not None:
+            raise UsageError(f"the task {task.name} wants a Transformers model, not a function", fix="task: module")
+        return recipe.model
+    return resolve(recipe.model, listener.note)
+
+
+def base_spec(recipe: Recipe, task: Task, source: str, given: Given | None = None) -> BaseSpec:
+    """How the recipe's base is opened."""
+    return BaseSpec(
+        source, task.auto_class, task.model_arguments(), new_head=task.new_head, dropout=recipe.train.dropout,
+        seed=recipe.seed, trust_code=bool(given and given.trust_code),
+    )  # fmt: skip
+
+
+def encode_options(recipe: Recipe, task: Task, source: str, max_length: int | None = None) -> EncodeOptions:
+    """How rows become tokens.
+
+    Args:
+        recipe: says so.
+        task: decides what `overlong: auto` means.
+        source: of the base, whose own limit counts.
+        max_length: what a finished run used, if one did.
+    """
+    data = recipe.data
+    if max_length is None:
+        max_length = check_lengths(source, data.max_length) if task.auto_class else data.max_length
+    overlong = task.overlong if data.overlong == "auto" else data.overlong
+    return EncodeOptions(max_length, overlong, data.system_prompt, data.template)
+
+
+def _learnt(recipe: Recipe, task: Task, found: Rows, source: str) -> Task:
+    """The task with what it must know of the data; labels that the base knows too stand in the base's order."""
+    learnt = task.learn(found.training, found.held_out)
+    labels = learnt.facts().get("labels")
+    if labels and task.auto_class:
+        known = base_labels(source)
+        if set(known) == set(labels) and tuple(known) != tuple(labels) and "labels" not in recipe.task.options():
+            return task.configure({**recipe.task.options(), "labels": list(known)}).learn(
+                found.training, found.held_out
+            )
+    return learnt
+
+
+def _processor(recipe: Recipe, task: Task, source: str, listener: Listener) -> tuple[Any, tuple[str, ...]]:
+    """The processor, and the tokens of the recipe that are new to it."""
+    wanted = recipe.data.add_tokens
+    if task.auto_class is None:
+        if wanted:
+            raise UsageError("data.add_tokens: there is no tokenizer to add tokens to", fix="leave it out")
+        return None, ()
+    processor = load_processor(source)
+    new: tuple[str, ...] = ()
+    if wanted:
+        known = processor.get_vocab()
+        new = tuple(dict.fromkeys(t for t in wanted if t not in known))
+        processor.add_tokens(list(new))  # a known token added again would be cut out of the middle of words
+        listener.note(f"{len(new)} new tokens" + (f" ({', '.join(new[:6])})" if new else ": all are known already"))
+    for note in task.check_processor(processor):
+        listener.note(note)
+    return processor, new
 
 
 def planned_steps(recipe: Recipe, prepared: Prepared) -> tuple[int, int]:
     """(optimizer steps in all, in one epoch)."""
-    per_epoch = steps_per_epoch(len(prepared.train), recipe.train.batch_size)
+    size = epoch_size(len(prepared.train), strata(recipe, prepared))
+    per_epoch = steps_per_epoch(size, recipe.train.batch_size)
     return recipe.train.steps or max(1, math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * per_epoch)), per_epoch
 
 
-def _warn_of_leaks(training: Sequence[Sample], held: Sequence[Sample], listener: Listener) -> None:
-    """Held-out rows that are also training rows make every figure too good."""
-    seen = {data_hash([s]) for s in training}
-    both = [s.where for s in held if data_hash([s]) in seen]
-    if both:
-        listener.warn(f"{len(both)} of {len(held)} held-out samples are also in the training data ({both[0]})")
-
-
-def _examples(recipe: Recipe) -> tuple[list[Example], list[Example], str]:
-    data = recipe.data
-    examples, format_name = load_examples(data.train, data.format, data.columns)
-    if data.eval is None:
-        return examples, [], format_name
-    if data.eval.endswith("%"):
-        try:
-            share = float(data.eval[:-1]) / 100
-        except ValueError:
-            share = 0.0
-        if not 0 < share < 1:
-            raise UsageError(f"data.eval: {data.eval!r} is not a share between 0% and 100%", fix="--set data.eval=10%")
-        return *split(examples, share, recipe.seed), format_name
-    held, _ = load_examples(data.eval, data.format, data.columns)
-    return examples, held, format_name
+def strata(recipe: Recipe, prepared: Prepared) -> Sequence[Stratum]:
+    """How an epoch is drawn when it is not every sample once."""
+    data, samples = recipe.data, prepared.train
+    if data.sampling == "balanced" and prepared.weights:
+        raise UsageError("data.sampling: balanced does not go with several training sets", fix="choose one of them")
+    if data.sampling == "balanced":
+        if not all(s.label for s in samples):
+            raise UsageError(f"data.sampling: balanced needs classes, and {prepared.task.name} rows have none here")
+        return balanced([s.label for s in samples], len(samples))
+    return mixed([s.source for s in samples], prepared.weights, len(samples)) if prepared.weights else ()
 
 
 def tell(report: DataReport, what: str, listener: Listener) -> None:
@@ -153,8 +218,21 @@ def data_hash(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         for name in sorted(sample.inputs):
-            digest.update(repr((name, list(sample.inputs[name]))).encode())
+            digest.update(name.encode())
+            _hash_into(digest, sample.inputs[name])
     return digest.hexdigest()
+
+
+def _hash_into(digest: Any, value: Any) -> None:
+    """Every number: the text of a large array would leave out its middle."""
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            digest.update(str(name).encode())
+            _hash_into(digest, value[name])
+    elif hasattr(value, "tobytes"):
+        digest.update(repr((value.dtype, value.shape)).encode() + value.tobytes())
+    else:
+        digest.update(repr(value if not isinstance(value, tuple) else list(value)).encode())
 
 
 def versions() -> Mapping[str, str]:

@@ -1,19 +1,19 @@
 """The adapted model: method checked, base loaded, adapter added, loss chosen."""
 
-from collections.abc import Callable, Iterator
+import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
 from lora_ft.errors import UsageError
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.load import check_vocabulary, grow_embeddings, load_model, original_weights, skeleton
+from lora_ft.models.load import Base, check_vocabulary, grow_embeddings, original_weights
+from lora_ft.models.opening import BaseSpec
 from lora_ft.recipe import Recipe
-from lora_ft.records import Batch, LossSum
+from lora_ft.records import Batch, Sample
 from lora_ft.registry import QUANTIZERS, Task
-from lora_ft.training.batching import by_length, epoch_order, step_samples
+from lora_ft.training.batching import by_length, epoch_order
 from lora_ft_adapters import (
     AdapterError,
     Calibration,
@@ -21,39 +21,50 @@ from lora_ft_adapters import (
     add_adapter,
     build_config,
     list_methods,
-    trainable,
     unsaved,
 )
 from lora_ft_adapters.behaviour import behaviour_of
-from lora_ft_adapters.fast.lora import Lean
-from lora_ft_adapters.fast.verify import Verdict, verify
 from lora_ft_adapters.registry import find_method
 
+from .paths import LossPath, check_batch, choose_path
 from .prepare import Prepared, planned_steps, usage
 
-VERIFY_SAMPLES = 4
-VERIFY_TOKENS = 1024
+PADDING_TOLERANCE = {torch.float32: 1e-3}  # relative; 16-bit sums differ by more
 CALIBRATION_TOKENS = 1024  # in a batch, padding included
-LossFn = Callable[[Any, Batch], LossSum]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The adapted model and how its loss is computed."""
+    """The adapted model and how its loss is computed.
+
+    Attributes:
+        model: PeftModel.
+        path: of the loss.
+        fingerprint: of the base.
+        fresh: modules of the base that its files lack; the adapter holds them.
+    """
 
     model: Any
-    loss: LossFn
-    dtype: torch.dtype
+    path: LossPath
     fingerprint: str
-    path_note: str
+    fresh: tuple[str, ...] = ()
 
 
-def check_method(recipe: Recipe, prepared: Prepared) -> Any:
-    """The PEFT config, its targets checked on a model without weights."""
+def check_method(recipe: Recipe, prepared: Prepared, fresh: tuple[str, ...] = (), empty: Any = None) -> Any:
+    """The PEFT config, its targets checked on a model without weights.
+
+    Args:
+        recipe: names the method and its options.
+        prepared: the data.
+        fresh: modules that start at random, and so train and are saved with the adapter.
+        empty: the model without weights, where the caller has it.
+    """
     try:
         method = recipe.method
-        empty = skeleton(prepared.source, prepared.task.auto_class)
+        empty = prepared.base.skeleton() if empty is None else empty
         options = {**method.options(), **_new_tokens(recipe, prepared, empty)}
+        if fresh:
+            options["modules_to_save"] = sorted({*(options.get("modules_to_save") or ()), *fresh})
         config = build_config(method.type, options, prepared.task.peft_task_type, empty)
         behaviour = behaviour_of(config)
         if behaviour.corrects_quantisation and recipe.quant == "none":
@@ -101,15 +112,14 @@ def _new_tokens(recipe: Recipe, prepared: Prepared, empty: Any) -> dict[str, Any
     return {option: dict.fromkeys((n.rsplit(".", 1)[-1] for n in names), rows) if not tied else rows}
 
 
-def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dtype, device: torch.device) -> Ready:
+def make_ready(recipe: Recipe, prepared: Prepared, dtype: torch.dtype, device: torch.device) -> Ready:
     """The base loaded and checked, the adapter on it, and the loss that will be trained with."""
-    base = load_base(recipe, prepared.task, prepared.source, dtype, device)
-    mark = fingerprint(base)
-    if prepared.new_tokens:
-        grow_embeddings(base, len(prepared.processor))
-    check_vocabulary(base, prepared.processor)
-    base.generation_config.update(**prepared.task.generation_defaults(base, prepared.processor))
-    batch = _check_batch(recipe, prepared, device)
+    opened = open_base(recipe, prepared.base, dtype, device, model=prepared.model)
+    base = opened.model
+    mark = fingerprint(base, opened.fresh)
+    fit_processor(base, prepared.task, prepared.processor, grow=bool(prepared.new_tokens))
+    config = check_method(recipe, prepared, opened.fresh, base)
+    batch = check_batch(recipe, prepared, device)
     with torch.no_grad():
         before = prepared.task.loss(base, batch).total
     torch.manual_seed(recipe.seed)  # before the adapter exists, so that its start is the seed's
@@ -133,8 +143,8 @@ def make_ready(recipe: Recipe, prepared: Prepared, config: Any, dtype: torch.dty
             why="before and after could not be compared, and the saved adapter would not fit the original base",
             fix="choose another initialisation",
         )
-    loss, note = _choose_loss(recipe, prepared, model, dtype)
-    return Ready(model, loss, dtype, mark, note)
+    _check_padding(prepared, model, dtype, device)
+    return Ready(model, choose_path(recipe, prepared, model, dtype), mark, opened.fresh)
 
 
 def _check_runs(recipe: Recipe, prepared: Prepared, model: Any, batch: Batch) -> None:
@@ -152,15 +162,55 @@ def _check_runs(recipe: Recipe, prepared: Prepared, model: Any, batch: Batch) ->
         ) from error
 
 
-def load_base(
-    recipe: Recipe, task: Task, source: str, dtype: torch.dtype, device: torch.device, *, quantised: bool = True
-) -> Any:
-    """The recipe's base, quantised as it says unless `quantised` is off."""
+def _check_padding(prepared: Prepared, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """A short row must have the same loss alone as beside a longer one, or every figure hangs on who is in a batch."""
+    task = prepared.task
+    by_size = sorted(prepared.train, key=lambda s: s.length)
+    short, long = by_size[0], by_size[len(by_size) // 2]
+    if task.whole_step or short.length == long.length:
+        return
+
+    @torch.no_grad()
+    def total(*samples: Sample) -> float:
+        batch = {k: v.to(device) for k, v in task.collate(samples, prepared.processor).items()}
+        return float(task.loss(model.eval(), batch).total)
+
+    together, apart = total(short, long), total(short) + total(long)
+    if not math.isclose(together, apart, rel_tol=PADDING_TOLERANCE.get(dtype, 5e-2), abs_tol=1e-4):
+        raise UsageError(
+            f"padding changes the loss of a row: two rows in one batch have {together:.5g}, one by one {apart:.5g}",
+            where="method",
+            why="this model, with this method, looks at padding",
+            fix="another method (prompt methods on decoders that classify are known for it), or another base",
+        )
+
+
+def open_base(
+    recipe: Recipe, spec: BaseSpec, dtype: torch.dtype, device: torch.device, *, quantised: bool = True,
+    model: Any = None,
+) -> Base:  # fmt: skip
+    """The recipe's base, quantised as it says unless `quantised` is off; or the caller's own module, as it is."""
+    if model is not None:
+        return Base(model.to(device=device, dtype=dtype).requires_grad_(False).eval())
     quantizer = QUANTIZERS.get(recipe.quant if quantised else "none")
-    arguments = quantizer.load_arguments(dtype)
-    model = load_model(source, task.auto_class, dtype=dtype, device=device, arguments=arguments)
-    quantizer.prepare(model)
-    return model
+    if recipe.quant != "none" and spec.auto_class is None:
+        raise UsageError("quant: a model that a function builds is not quantised", fix="quant: none")
+    opened = spec.open(dtype=dtype, device=device, arguments=quantizer.load_arguments(dtype))
+    quantizer.prepare(opened.model)
+    return opened
+
+
+def fit_processor(base: Any, task: Task, processor: Any, *, grow: bool) -> None:
+    """The base with room for the processor's tokens, its padding and its ends."""
+    if processor is None:
+        return
+    if grow:
+        grow_embeddings(base, len(processor))
+    check_vocabulary(base, processor)
+    if task.new_head and getattr(base.config, "pad_token_id", None) is None:  # where the last real token is
+        base.config.pad_token_id = processor.pad_token_id
+    if getattr(base, "generation_config", None) is not None:
+        base.generation_config.update(**task.generation_defaults(base, processor))
 
 
 def _calibration(recipe: Recipe, prepared: Prepared, device: torch.device) -> Calibration:
@@ -175,64 +225,5 @@ def _calibration(recipe: Recipe, prepared: Prepared, device: torch.device) -> Ca
         result = task.loss(model, batch)
         return result.total / result.count
 
-    original = original_weights(prepared.source) if recipe.quant != "none" else None
+    original = original_weights(prepared.base.source) if recipe.quant != "none" else None
     return Calibration(batches, loss, original)
-
-
-def _choose_loss(recipe: Recipe, prepared: Prepared, model: Any, dtype: torch.dtype) -> tuple[LossFn, str]:
-    """The fastest loss that equals the plain one on the first samples; every adapter tensor must get a gradient."""
-    task = prepared.task
-    batch = _check_batch(recipe, prepared, next(model.parameters()).device)
-    named = list(trainable(model))
-    plain = partial(_total, task.loss, model, batch)
-    refused: list[str] = []
-    model.train()
-    try:
-        for what, loss in _candidates(task, model):
-            verdict = verify(partial(_total, loss, model, batch), plain, [p for _, p in named], dtype)
-            _check_reached(named, verdict)
-            if verdict.exact:
-                note = f"{what}: gradient equal to the plain one to {verdict.gradient_error:.0e}"
-                return loss, "; ".join([note, *refused])
-            refused.append(f"{what} is off: {verdict.reason}")
-    finally:
-        model.eval()
-    return task.loss, "; ".join(["plain loss", *refused])
-
-
-def _check_batch(recipe: Recipe, prepared: Prepared, device: torch.device) -> Batch:
-    """The shortest samples of the first step, few enough that the plain path's full logits fit where training fits."""
-    rows = step_samples(0, len(prepared.train), recipe.train.batch_size, recipe.seed)
-    samples = sorted((prepared.train[i] for i in rows), key=lambda s: s.length)[:VERIFY_SAMPLES]
-    chosen = [s for n, s in enumerate(samples, 1) if n == 1 or n * s.length <= VERIFY_TOKENS]
-    return {k: v.to(device) for k, v in prepared.task.collate(chosen, prepared.processor).items()}
-
-
-def _total(loss: LossFn, model: Any, batch: Batch) -> torch.Tensor:
-    return loss(model, batch).total
-
-
-def _candidates(task: Task, model: Any) -> Iterator[tuple[str, LossFn]]:
-    """Fast paths, the fastest first."""
-    try:
-        lean = Lean(model)
-    except AdapterError:
-        pass  # another method than LoRA
-    else:
-
-        def lean_loss(model: Any, batch: Batch) -> LossSum:
-            with lean:
-                return task.fast_loss(model, batch)
-
-        yield "head at labels only, lean LoRA", lean_loss
-    yield "head at labels only", task.fast_loss
-
-
-def _check_reached(named: list[tuple[str, Any]], verdict: Verdict) -> None:
-    if verdict.unreached:
-        names = [named[i][0] for i in verdict.unreached]
-        raise UsageError(
-            f"no gradient reaches {len(names)} of {len(named)} adapter tensors, for example {names[0]}",
-            where="method.target_modules",
-            fix="leave out modules that this task does not use",
-        )

@@ -1,10 +1,12 @@
 """The user's file: sections, YAML, presets, merging, validation."""
 
-from .load import Resolved, load_recipe, preset_names
-from .sections import DataSection, EvalSection, MethodSection, Recipe, TrainSection
+from ._section import Section
+from .load import Resolved, Stage, load_recipe, preset_names
+from .sections import DataSection, EvalSection, MethodSection, Recipe, Source, TaskSection
+from .training import TrainSection
 from .yaml import write_yaml
 
 __all__ = [
-    "DataSection", "EvalSection", "MethodSection", "Recipe", "Resolved", "TrainSection", "load_recipe",
-    "preset_names", "write_yaml",
+    "DataSection", "EvalSection", "MethodSection", "Recipe", "Resolved", "Section", "Source", "Stage", "TaskSection",
+    "TrainSection", "load_recipe", "preset_names", "write_yaml",
 ]  # fmt: skip

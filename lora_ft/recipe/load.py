@@ -1,5 +1,6 @@
 """Recipes, presets and `--set` values, merged left to right into one validated recipe with an origin for each value."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -10,21 +11,49 @@ from pydantic import BaseModel, ValidationError
 
 from lora_ft.errors import LoraFtError, Problem, UsageError, did_you_mean
 
+from .merge import STAGES, KeyPath, Merge, assign
 from .sections import Recipe
 from .yaml import parse_scalar, parse_yaml, read_yaml, write_yaml
 
-KeyPath = tuple[str, ...]
-EXCLUSIVE = ("train", ("epochs", "steps"))  # one of these, whichever came last
+BASELINE = "baseline"
+STAGE_KEYS = ("name", "adapter")
 PRESETS = files("lora_ft.recipe") / "presets"
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One of several trainings in a row.
+
+    Attributes:
+        name: of its folder.
+        resolved: its recipe: the shared keys with its own laid over them.
+        adapter: same: it goes on with the adapter of the stage before; new: that one is merged into the base.
+    """
+
+    name: str
+    resolved: "Resolved"
+    adapter: str
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """A valid recipe and where each of its values came from."""
+    """A valid recipe and where each of its values came from.
+
+    Attributes:
+        recipe: the recipe; of one with stages, that of the last stage.
+        origins: of each value.
+        name: of the file or preset, for the run's folder.
+        stages: in order; () for a plain recipe.
+        baseline: whether the last stage is also trained without the others, for comparison.
+        values: of a recipe with stages, as they were given.
+    """
 
     recipe: Recipe
     origins: Mapping[KeyPath, str]
     name: str
+    stages: tuple[Stage, ...] = ()
+    baseline: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self, facts: Mapping[KeyPath, tuple[Any, str]] | None = None) -> str:
         """The recipe as YAML with an origin beside each value. It is itself a recipe that gives the same run.
@@ -32,53 +61,13 @@ class Resolved:
         Args:
             facts: values that were decided during the run (device, data), with their origin.
         """
-        values = self.recipe.model_dump(mode="json")
+        values = dict(self.values) if self.stages else self.recipe.model_dump(mode="json")
         origins = dict(self.origins)
         for path, (value, origin) in (facts or {}).items():
-            _assign(values, path, value)
+            assign(values, path, value)
             origins[path] = origin
         comments = {p: origins.get(p, "default") for p in _leaves(values)}
         return write_yaml(values, comments, "Every value of this run and where it came from.")
-
-
-@dataclass
-class _Merge:
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[KeyPath, str] = field(default_factory=dict)
-
-    def add(self, values: Mapping[str, Any], origin: Mapping[KeyPath, str], path: KeyPath = ()) -> None:
-        """Lay `values` over what is there: mappings merge, everything else replaces."""
-        for key, value in values.items():
-            at = (*path, key)
-            if isinstance(value, Mapping):
-                if at == ("method",) and "type" in value and value["type"] != self._at(at).get("type"):
-                    self._clear(at)  # another method's options would not fit this one
-                if not isinstance(self._at(path).get(key), dict):
-                    _assign(self.values, at, {})
-                self.add(value, origin, at)
-            else:
-                _assign(self.values, at, value)
-                self.origins[at] = origin.get(at, origin.get(("*",), ""))
-
-    def layer(self, values: Mapping[str, Any], origin: Mapping[KeyPath, str]) -> None:
-        """Add one source. Of two settings that exclude each other, that of the later source stays."""
-        self.add(values, origin)
-        given = [k for k in EXCLUSIVE[1] if k in (values.get(EXCLUSIVE[0]) or {})]
-        if len(given) == 1:
-            for other in EXCLUSIVE[1]:
-                if other != given[0]:
-                    self._at((EXCLUSIVE[0],)).pop(other, None)
-                    self.origins.pop((EXCLUSIVE[0], other), None)
-
-    def _at(self, path: KeyPath) -> dict[str, Any]:
-        node: Any = self.values
-        for key in path:
-            node = node.get(key, {}) if isinstance(node, dict) else {}
-        return node if isinstance(node, dict) else {}
-
-    def _clear(self, path: KeyPath) -> None:
-        _assign(self.values, path, {})
-        self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
 
 
 def preset_names() -> dict[str, str]:
@@ -99,7 +88,7 @@ def load_recipe(
     Raises:
         UsageError: with every problem found, each at its file and line or its `--set`.
     """
-    merge = _Merge()
+    merge = Merge()
     name = "run"
     for preset in presets:
         known = preset_names()
@@ -121,10 +110,35 @@ def load_recipe(
         if not equals or not all(key.split(".")):
             raise UsageError(f"--set takes a.b=value, got {setting!r}", fix="--set train.learning_rate=1e-4")
         merge.layer(_nested(key.split("."), parse_scalar(text)), {("*",): f"--set {key}"})
-    return Resolved(_validate(merge), merge.origins, name)
+    return _staged(merge, name) if STAGES in merge.values else Resolved(_validate(merge), merge.origins, name)
 
 
-def _validate(merge: _Merge) -> Recipe:
+def _staged(merge: Merge, name: str) -> Resolved:
+    """A recipe for each stage: the shared keys with the stage's own laid over them."""
+    shared = {k: v for k, v in merge.values.items() if k not in (STAGES, BASELINE)}
+    stages: list[Stage] = []
+    for number, given in enumerate(merge.values[STAGES].values(), 1):
+        own = {k: v for k, v in given.items() if k not in STAGE_KEYS} if isinstance(given, Mapping) else None
+        where = merge.origins.get((STAGES, str(number - 1)), "")
+        if own is None:
+            raise UsageError(f"stage {number} must be a mapping of recipe keys", where=where)
+        label, adapter = str(given.get("name", f"stage{number}")), str(given.get("adapter", "same"))
+        if adapter not in ("same", "new"):
+            raise UsageError(f"stages: adapter {adapter!r} is neither same nor new", where=where)
+        if not re.fullmatch(r"[\w-]+", label) or label in [s.name for s in stages]:
+            raise UsageError(f"stages: the name {label!r} is used twice or is no word", where=where)
+        laid = Merge()
+        laid.layer(shared, merge.origins)
+        laid.layer(own, {p[2:]: o for p, o in merge.origins.items() if p[:2] == (STAGES, str(number - 1))})
+        stages.append(Stage(label, Resolved(_validate(laid), laid.origins, label), adapter))
+    if len(stages) < 2:
+        raise UsageError("stages: one stage is no stage", fix="write its keys at the top of the recipe")
+    values = {**merge.values, STAGES: list(merge.values[STAGES].values())}
+    baseline = bool(merge.values.get(BASELINE, True))
+    return Resolved(stages[-1].resolved.recipe, merge.origins, name, tuple(stages), baseline, values)
+
+
+def _validate(merge: Merge) -> Recipe:
     try:
         return Recipe.model_validate(merge.values)
     except ValidationError as error:
@@ -135,9 +149,9 @@ def _validate(merge: _Merge) -> Recipe:
         raise raise_from from None
 
 
-def _problem(error: Mapping[str, Any], merge: _Merge) -> Problem:
+def _problem(error: Mapping[str, Any], merge: Merge) -> Problem:
     path = tuple(str(p) for p in error["loc"] if isinstance(p, str | int))
-    known = tuple(p for i, p in enumerate(path) if i == 0 or p in merge._at(path[:i]) or error["type"] == "missing")
+    known = tuple(p for i, p in enumerate(path) if i == 0 or p in merge.at(path[:i]) or error["type"] == "missing")
     at = next((merge.origins[known[:n]] for n in range(len(known), 0, -1) if known[:n] in merge.origins), "")
     dotted = ".".join(known) or "recipe"
     if error["type"] == "extra_forbidden":
@@ -162,16 +176,6 @@ def _keys(path: KeyPath) -> list[str]:
 
 def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
     return {keys[0]: _nested(keys[1:], value) if len(keys) > 1 else value}
-
-
-def _assign(values: dict[str, Any], path: KeyPath, value: Any) -> None:
-    node = values
-    for key in path[:-1]:
-        inner = node.get(key)
-        if not isinstance(inner, dict):
-            inner = node[key] = {}
-        node = inner
-    node[path[-1]] = value
 
 
 def _leaves(values: Mapping[str, Any], path: KeyPath = ()) -> list[KeyPath]:

@@ -7,28 +7,45 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+from ._section import Positive, Section
+from .training import TrainSection
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+class Source(Section):
+    """One of several training sets."""
+
+    path: str = Field(description="As data.train.")
+    weight: float = Field(1.0, gt=0, description="Its share of each epoch, against the other sets' weights.")
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Where rows come from and how they become tokens."""
 
-    train: str = Field(
-        description="Training rows: a .jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file, a folder of these, "
-        "a hub dataset id (org/name or org/name:split), or builtin:NAME."
+    train: str | Annotated[tuple[Source, ...], Field(min_length=1)] = Field(
+        description="Training rows: a .jsonl, .json, .csv, .tsv, .parquet, .arrow, .npz, .conll or .txt file, a folder "
+        "of these, a hub dataset id (org/name or org/name:split), builtin:NAME, or a list of {path, weight} to mix."
     )
-    eval: str | None = Field("10%", description="Held-out rows: the same kinds, or a share such as 10%, or null.")
+    eval: str | None = Field(
+        "10%",
+        description="Held-out rows: the same kinds, or a share such as 10% (of each class alike where rows have one), "
+        "or 'fold 1/5' for one of five parts, or null.",
+    )
+    group_column: str | None = Field(
+        None, description="Rows with the same value of this column are never parted by a share or a fold."
+    )
+    sampling: Literal["shuffle", "balanced"] = Field(
+        "shuffle", description="balanced: every class comes up equally often in an epoch."
+    )
+    deduplicate: bool = Field(False, description="Drop training rows that say the same as an earlier or held-out row.")
     format: str = Field("auto", description="Row layout (`lora-ft list formats`), or auto to detect it.")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Column names of the format -> names in the file, where they differ."
     )
     max_length: Positive = Field(2048, description="Most tokens in one sample.")
-    overlong: Literal["drop", "truncate_prompt", "error"] = Field(
-        "drop", description="What to do with a row longer than max_length; an answer is never cut."
+    overlong: Literal["auto", "drop", "truncate_prompt", "truncate", "error"] = Field(
+        "auto",
+        description="What to do with a row longer than max_length; an answer is never cut. auto: drop where the model "
+        "writes, truncate where it reads.",
     )
     system_prompt: str | None = Field(None, description="Put before every conversation that has no system message.")
     add_tokens: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
@@ -39,79 +56,33 @@ class DataSection(_Section):
     )
 
 
-class MethodSection(BaseModel):
-    """How the frozen model is adapted: a type and that method's own PEFT options."""
-
+class _Typed(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
-    type: str = Field("lora", description="Adapter method (`lora-ft list methods`); its PEFT options stand beside it.")
+    type: str
 
     def options(self) -> dict[str, Any]:
-        """All keys but `type`; the method's own config class validates them."""
+        """All keys but `type`; what the type names validates them."""
         return dict(self.model_extra or {})
 
 
-class EarlyStopping(_Section):
-    """When to stop before the last step."""
+class MethodSection(_Typed):
+    """How the frozen model is adapted: a type and that method's own PEFT options."""
 
-    patience: Positive = Field(3, description="Evaluations without a better loss before training stops.")
-    min_delta: float = Field(0.0, ge=0, description="Smallest fall of the evaluation loss that counts.")
-
-
-def _stopping(value: Any) -> Any:
-    return {"patience": value} if isinstance(value, int) and not isinstance(value, bool) else value
+    type: str = Field("lora", description="Adapter method (`lora-ft list methods`); its PEFT options stand beside it.")
 
 
-class TrainSection(_Section):
-    """The training loop."""
+class TaskSection(_Typed):
+    """What is learnt: a type and that task's own options. `task: NAME` is short for `task: {type: NAME}`."""
 
-    epochs: float | None = Field(None, gt=0, description="Passes over the training rows (default 3); or give steps.")
-    steps: Positive | None = Field(None, description="Optimizer steps; instead of epochs.")
-    batch_size: Positive = Field(16, description="Samples per optimizer step, whatever the memory.")
-    learning_rate: float = Field(
-        2e-4, gt=0, lt=10, description="Peak rate; adapters want about 10x that of full fine-tuning."
-    )
-    optimizer: Literal["adamw", "sgd", "rmsprop", "adafactor"] = Field("adamw", description="Update rule.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled for adamw; added to the gradient for the others.")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "step", "reduce_lr_on_plateau"] = Field(
-        "cosine", description="How the rate falls after the warm-up."
-    )
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the rate rises linearly.")
-    layer_lr_decay: float | None = Field(
-        None, gt=0, le=1, description="Factor on the rate from each block to the next lower one; null for none."
-    )
-    lr_multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="Glob over parameter names -> factor on the rate; the first match counts."
-    )
-    unfreeze_every: Positive | None = Field(
-        None,
-        description="Gradual unfreezing: steps until the next lower block trains too; null for all at once.",
-    )
-    calibration_rows: Positive = Field(
-        64, description="Training rows that methods which start from data (eva, corda, loraga) look at."
-    )
-    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm here; null for never.")
-    eval_every: Positive | None = Field(
-        None, description="Steps between evaluations; default once an epoch, null with no held-out rows."
-    )
-    save_every: Positive | None = Field(None, description="Steps between checkpoints; default once an epoch.")
-    early_stopping: Annotated[EarlyStopping | None, BeforeValidator(_stopping)] = Field(
-        None, description="Stop when the evaluation loss no longer falls: a patience, or {patience, min_delta}."
-    )
-    tokens_per_micro_batch: Positive | None = Field(
-        None, description="Tokens computed at once, padding included; changes memory and speed, never the result."
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Of the frozen base; adapters stay float32. auto: bfloat16 where the hardware has it."
-    )
-
-    @model_validator(mode="after")
-    def _one_length(self) -> "TrainSection":
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("give epochs or steps, not both")
-        return self
+    type: str = Field("causal-lm", description="Task (`lora-ft list tasks`); its options stand beside it.")
 
 
-class EvalSection(_Section):
+def shorthand(value: Any) -> Any:
+    """`NAME` is short for `{type: NAME}`."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+class EvalSection(Section):
     """How the model is judged before and after training, beside its loss."""
 
     generate: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
@@ -123,15 +94,25 @@ class EvalSection(_Section):
     batch_size: Positive = Field(32, description="Answers written at once.")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run."""
 
     description: str = Field("", description="One sentence for people.")
-    model: str = Field(description="Base model: a hub id, a local folder, a .gguf file, or builtin:NAME.")
-    task: str = Field("causal-lm", description="What is learnt (`lora-ft list tasks`).")
+    model: str = Field(
+        description="Base model: a hub id, a local folder, a .gguf file, builtin:NAME, or for the task module "
+        "python:FILE.py:FUNCTION."
+    )
+    start_from: str | None = Field(
+        None, description="A run or an adapter folder of the same method whose weights the adapter starts from."
+    )
+    task: Annotated[TaskSection, BeforeValidator(shorthand)] = Field(
+        default_factory=TaskSection, description=str(TaskSection.__doc__)
+    )
     quant: str = Field("none", description="How the frozen base is stored (`lora-ft list quantizers`).")
     data: DataSection = Field(description=str(DataSection.__doc__))
-    method: MethodSection = Field(default_factory=MethodSection, description=str(MethodSection.__doc__))
+    method: Annotated[MethodSection, BeforeValidator(shorthand)] = Field(
+        default_factory=MethodSection, description=str(MethodSection.__doc__)
+    )
     train: TrainSection = Field(default_factory=TrainSection, description=str(TrainSection.__doc__))
     eval: EvalSection = Field(default_factory=EvalSection, description=str(EvalSection.__doc__))
     seed: int = Field(0, ge=0, lt=2**31, description="Of the split, the order, the adapter's start and dropout.")
@@ -143,6 +124,7 @@ class Recipe(_Section):
         wants = {
             "early_stopping": train.early_stopping,
             "eval_every": train.eval_every,
+            "metric_for_best_model": train.metric_for_best_model != "loss",
             "lr_scheduler_type: reduce_lr_on_plateau": train.lr_scheduler_type == "reduce_lr_on_plateau",
         }
         asked = [name for name, value in wants.items() if value]

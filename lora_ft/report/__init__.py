@@ -2,6 +2,6 @@
 
 from .card import model_card, public_name
 from .display import clean, make_listener
-from .tables import before_after, flips, listing
+from .tables import before_after, compared, flips, listing
 
-__all__ = ["before_after", "clean", "flips", "listing", "make_listener", "model_card", "public_name"]
+__all__ = ["before_after", "clean", "compared", "flips", "listing", "make_listener", "model_card", "public_name"]

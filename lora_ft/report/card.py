@@ -33,7 +33,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
     if hub:
         head = {"base_model": hub, **head}
     kind = "Merged model" if merged else f"{recipe.method.type} adapter"
-    made = f"Trained for {recipe.task} with lora-ft {facts.get('versions', {}).get('lora_ft', '')}."
+    made = f"Trained for {recipe.task.type} with lora-ft {facts.get('versions', {}).get('lora_ft', '')}."
     lines = [
         "---", write_yaml(head, {}).rstrip(), "---", "", f"# {kind} for {public_name(recipe.model)}", "",
         recipe.description or made, "",
@@ -41,7 +41,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
     ]  # fmt: skip
     before, after = (facts.get("metrics", {}).get(k, {}) for k in ("before", "after"))
     lines += [f"| {k} | {_number(before.get(k))} | {_number(after.get(k))} |" for k in before | after]
-    lines += ["", f"- data: {public_name(recipe.data.train)}, {facts.get('rows', '?')} samples"]
+    lines += ["", f"- data: {_sources(recipe)}, {facts.get('rows', '?')} samples"]
     lines += [f"- method: {recipe.method.type}, {recipe.method.options()}"] if recipe.method.options() else []
     lines += [f"- steps: {facts.get('steps', '?')}, learning rate {recipe.train.learning_rate:g}, seed {recipe.seed}"]
     lines += [f"- {k.replace('_', ' ')}: {v:.3g}" for k, v in figures.items()]
@@ -57,6 +57,11 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
             "```",
         ]
     return clean("\n".join(lines)) + "\n"
+
+
+def _sources(recipe: Recipe) -> str:
+    train = recipe.data.train
+    return public_name(train) if isinstance(train, str) else ", ".join(public_name(s.path) for s in train)
 
 
 def public_name(name: str) -> str:

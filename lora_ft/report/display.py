@@ -76,6 +76,9 @@ class LiveDisplay:
         if self._training is not None:
             self._progress().update(self._training, completed=record["step"], figures=_figures(record))
 
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Said as a note already."""
+
     def progress(self, what: str, done: int, total: int) -> None:
         """A bar of its own for a stage, gone when the stage is over."""
         bars = self._progress()
@@ -127,6 +130,9 @@ class PlainDisplay:
         if record["step"] in (1, self._steps) or now - self._last >= PLAIN_EVERY_S:
             self._last = now
             self._say(f"step {record['step']}/{self._steps}  {_figures(record)}")
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Said as a note already."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         """A line when a stage is over."""

@@ -25,6 +25,26 @@ def before_after(metrics: Mapping[str, Mapping[str, float]], stream: TextIO, tit
     Console(file=stream, highlight=False).print(table)
 
 
+def compared(facts: Mapping[str, Any], stream: TextIO) -> None:
+    """The last stage with and without the stages before it, on the same held-out rows."""
+    table = Table(title="the last stage alone, and after the others", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("metric")
+    for head in ("alone", "after the others", "change"):
+        table.add_column(head, justify="right")
+    for name, new in facts["with"].items():
+        old = facts["without"].get(name)
+        if old is not None:
+            table.add_row(name, f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}")
+    console = Console(file=stream, highlight=False)
+    console.print(table)
+    if "difference" in facts:
+        low, high = facts["interval_95"]
+        console.print(
+            f"{facts['gained']} rows gained, {facts['lost']} lost; difference {facts['difference']:+.1%} "
+            f"(95% interval {low:+.1%} to {high:+.1%})"
+        )
+
+
 def flips(rows: Sequence[tuple[str, str, str, str]], stream: TextIO, title: str) -> None:
     """Rows whose verdict changed: (where, wanted, base's answer, adapter's answer)."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")

@@ -8,9 +8,8 @@ import torch
 
 from lora_ft.records import Batch, Encoded, EncodeOptions, Sample
 
+from ._base import IGNORE
 from ._chat import Rendered
-
-IGNORE = -100
 
 
 def encode_spans(rendered: Rendered, tokenizer: Any, *, special: bool) -> tuple[list[int], list[int]]:

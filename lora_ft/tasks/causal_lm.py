@@ -1,9 +1,12 @@
 """Next-token prediction: chat, instructions, prompt and completion, raw text."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from pydantic import Field
+from torch import Tensor, nn
 
 from lora_ft.errors import DataError, UsageError
 from lora_ft.records import (
@@ -18,22 +21,41 @@ from lora_ft.records import (
     Sample,
 )
 from lora_ft.registry import TASKS
+from lora_ft_adapters import AdapterError
 from lora_ft_adapters.fast.causal import labelled_loss, plain_loss
 from lora_ft_adapters.fast.head import HeadResult
 
+from ._base import IGNORE, Options, TaskBase
 from ._chat import ChatTemplate, Rendered
 from ._generate import generate
 from ._text_metrics import judge_text
-from ._tokens import IGNORE, close, encode_spans, fit, pad, pieces, special_ids
+from ._tokens import close, encode_spans, fit, pad, pieces, special_ids
+
+PROBE_TOKENS = 64
 
 
-class CausalLM:
+class CausalOptions(Options):
+    """Options of causal-lm."""
+
+    label_smoothing_factor: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all tokens.")
+
+
+@dataclass(frozen=True)
+class CausalLM(TaskBase):
     """Language models that write. Loss only on what the assistant wrote, its end token included."""
+
+    options: CausalOptions = field(default_factory=CausalOptions)
 
     name = "causal-lm"
     description = "Chat, instructions, prompt/completion or raw text with a model that writes (loss on answers only)."
     auto_class = "AutoModelForCausalLM"
     peft_task_type = "CAUSAL_LM"
+    kinds = ("conversation", "prompt", "text")
+    new_head = False
+    overlong = "drop"
+    perplexity = True
+    chats = True
+    fast_note = "head at labels only"
 
     def check_processor(self, processor: Any) -> list[str]:
         """Notes on a missing chat template or end token."""
@@ -81,16 +103,25 @@ class CausalLM:
                 start = end
         return "".join(parts)
 
-    def collate(self, samples: Sequence[Sample], processor: Any) -> Batch:
+    def collate(self, samples: Sequence[Sample], processor: Any, draw: int = 0) -> Batch:
         """input_ids, attention_mask, labels (B, T), padded on the right."""
         return pad(samples, processor.pad_token_id if processor.pad_token_id is not None else 0)
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
         """The model's own loss over full logits."""
+        smoothing = self.options.label_smoothing_factor
+        if smoothing:
+            return _smoothed(self.outputs(model, batch), batch["labels"], smoothing)
         return _sum(plain_loss(model, {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]))
+
+    def probes(self, samples: Sequence[Sample], processor: Any) -> list[Batch]:
+        """The first tokens of each sample."""
+        return [{"input_ids": torch.tensor([s.inputs["input_ids"][:PROBE_TOKENS]])} for s in samples]
 
     def fast_loss(self, model: nn.Module, batch: Batch) -> LossSum:
         """Head at labelled positions only, and no attention mask: real tokens never see padding on their right."""
+        if self.options.label_smoothing_factor:
+            raise AdapterError("label smoothing needs all logits")
         return _sum(labelled_loss(model, {"input_ids": batch["input_ids"]}, batch["labels"]))
 
     def predict(
@@ -141,6 +172,15 @@ class CausalLM:
     def judge(self, predictions: Sequence[Prediction]) -> Judgement:
         """Exact match and, for JSON answers, field F1."""
         return judge_text(predictions)
+
+
+def _smoothed(logits: Tensor, labels: Tensor, smoothing: float) -> LossSum:
+    """Cross entropy with label smoothing over all labelled positions, as a sum; virtual tokens have no label."""
+    wanted = labels[:, 1:].flatten()
+    given = logits[:, -labels.shape[1] : -1].flatten(0, 1).float()
+    total = nn.functional.cross_entropy(given, wanted, reduction="sum", label_smoothing=smoothing)
+    right = (given.detach().argmax(-1) == wanted).sum()
+    return LossSum(total, int((wanted != IGNORE).sum()), {"token_accuracy": right})
 
 
 def _sum(result: HeadResult) -> LossSum:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,30 @@ DRIVER, RAW = "driver|", "raw|"  # before names in optim.safetensors
 
 @dataclass
 class Progress:
-    """Where training stands; all of it is in the checkpoint.
+    """Where training stands; all of it is in the checkpoint. Values are of `train.metric_for_best_model`.
 
     Attributes:
         step: optimizer steps done.
         tokens: real tokens seen.
         seconds: spent in steps.
-        best_loss: lowest evaluation loss.
+        best_value: of the best evaluation, None before the first.
         best_step: step that had it, 0 when there was no evaluation.
-        waited_loss: the last loss that was better by min_delta; what patience is counted from.
+        waited_value: the last that was better by early_stopping's min_delta; what its patience is counted from.
         bad_evals: evaluations since then.
+        plateau_value: the last that was better by reduce_lr_on_plateau's threshold.
+        plateau_evals: evaluations since then or since the rate last fell.
         lr_scale: what reduce_lr_on_plateau has made of the rate.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    best_loss: float = float("inf")
+    best_value: float | None = None
     best_step: int = 0
-    waited_loss: float = float("inf")
+    waited_value: float | None = None
     bad_evals: int = 0
+    plateau_value: float | None = None
+    plateau_evals: int = 0
     lr_scale: float = 1.0
 
 
@@ -175,8 +179,15 @@ def restore(path: Path, trained: Trained, identity: dict[str, Any], fresh: froze
 
 
 def check_identity(path: Path, identity: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another base, data set, method or seed; says which differs."""
-    old = json.loads((path / "state.json").read_text())["identity"]
+    """Refuse a checkpoint of another base, data set, method or seed, or of another version; says which differs."""
+    state = json.loads((path / "state.json").read_text())
+    if state["progress"].keys() != {f.name for f in fields(Progress)}:
+        raise ArtifactError(
+            f"{path.name} was written by another version of lora-ft",
+            where=str(path),
+            fix="resume with that version, or start anew with --overwrite",
+        )
+    old = state["identity"]
     differ = [k for k, v in identity.items() if old.get(k) != v]
     if differ:
         lines = "; ".join(f"{k}: was {old.get(k)}, now {identity[k]}" for k in differ[:5])

@@ -30,15 +30,21 @@ def build_optimizer(
         {"params": chosen, "weight_decay": decay, "scale": scale} for (decay, scale), chosen in sorted_in.items()
     ]
     rate = settings.learning_rate
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, fused=_can_fuse(parameters))
+    if settings.optimizer in ("adam", "adamw"):
+        rule = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        betas = _given(settings.adam_beta1, 0.9), _given(settings.adam_beta2, 0.999)
+        return rule(groups, lr=rate, betas=betas, eps=_given(settings.adam_epsilon, 1e-8), fused=_can_fuse(parameters))
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+        return torch.optim.SGD(groups, lr=rate, momentum=_given(settings.momentum, 0.9))
     if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=rate)
+        return torch.optim.RMSprop(groups, lr=rate, momentum=_given(settings.momentum, 0.0))
     # eps[1] = 1 takes the rate as it is. The default multiplies it by the size of each parameter, at least 1e-3: LoRA's
     # B starts at zero, so it would learn a thousand times too slowly, and nobody would notice.
     return torch.optim.Adafactor(groups, lr=rate, eps=(None, 1.0))
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
@@ -63,12 +69,21 @@ def load_state(
     for key, value in flat.items():
         name, what = key.split("|", 1)
         by_name[name][what] = value
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in named:
-        mine = by_name.get(name)
-        if mine is None:
-            if name in fresh:  # not trained yet under gradual unfreezing
-                continue
+        mine, group = by_name.get(name), groups[id(parameter)]
+        if mine is not None:
+            optimizer.state[parameter] = {
+                k: _placed(k, v, parameter, fused=bool(group.get("fused"))) for k, v in mine.items()
+            }
+        elif name not in fresh and not _keeps_nothing(optimizer, group):  # fresh: asleep under gradual unfreezing
             raise KeyError(name)
-        optimizer.state[parameter] = {
-            k: v if k == "step" else v.to(parameter.device) if v.dim() else v for k, v in mine.items()
-        }
+
+
+def _placed(key: str, value: Tensor, parameter: nn.Parameter, *, fused: bool) -> Tensor:
+    """The value where the optimizer expects it: with the parameter, but the count of steps only of a fused one."""
+    return value.to(parameter.device) if fused or key != "step" else value
+
+
+def _keeps_nothing(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    return isinstance(optimizer, torch.optim.SGD) and group["momentum"] == 0

@@ -10,17 +10,34 @@ from lora_ft.errors import UsageError
 from lora_ft.recipe import TrainSection
 from lora_ft_adapters.blocks import block_at, stacks
 
-Place = Callable[[str], int | None]  # parameter name -> how many blocks of its stack are above its own
+# Parameter name -> how many blocks of its stack are above its own; BELOW for what comes before all blocks wherever its
+# name stands; None: before them if its name comes before theirs, else after.
+Place = Callable[[str], int | None]
+BELOW = -2
 
 
 def block_places(model: nn.Module) -> Place:
-    """Where the blocks of `model` are; a stack counts from its own top, so encoder and decoder run side by side."""
-    blocks = stacks(model)
+    """Where the blocks of `model` are; a stack counts from its own top, so encoder and decoder run side by side.
+
+    Layers without parameters (activations) are no blocks. Embeddings are below all blocks, also where a decoder or a
+    shared relative position keeps its own behind blocks in the order of names; a head called embed_out is none.
+    """
+    blocks = [b for b in stacks(model) if next(b.module.parameters(), None) is not None]
+    above: dict[str, int] = {}
     size = Counter(b.stack for b in blocks)
+    for block in blocks:
+        size[block.stack] -= 1
+        above[block.name] = size[block.stack]
+    root: nn.Module = getattr(model, "get_base_model", lambda: model)()
+    head = getattr(root, "get_output_embeddings", lambda: None)()
+    heads = tuple(f"{n}." for n, m in root.named_modules() if head is not None and m is head)
 
     def place(name: str) -> int | None:
-        block = block_at(name.removeprefix("base_model.model."), blocks)
-        return None if block is None else size[block.stack] - 1 - block.index
+        bare = name.removeprefix("base_model.model.")
+        block = block_at(bare, blocks)
+        if block is not None:
+            return above[block.name]
+        return BELOW if "embed" in bare.lower() and not bare.startswith(heads) else None
 
     return place
 
@@ -31,7 +48,8 @@ def below_top(names: Sequence[str], place: Place) -> dict[str, int]:
     Raises:
         UsageError: no parameter is in a block.
     """
-    inside = {n: d for n in names if (d := place(n)) is not None}
+    placed = {n: place(n) for n in names}
+    inside = {n: d for n, d in placed.items() if d is not None and d != BELOW}
     if not inside:
         raise UsageError(
             "train.layer_lr_decay and train.unfreeze_every go by blocks, and nothing that trains lies in one",
@@ -40,7 +58,8 @@ def below_top(names: Sequence[str], place: Place) -> dict[str, int]:
     deepest, seen, found = max(inside.values()), False, {}
     for name in names:
         seen = seen or name in inside
-        found[name] = inside.get(name, -1 if seen else deepest + 1)
+        after = seen and placed[name] != BELOW
+        found[name] = inside.get(name, -1 if after else deepest + 1)
     return found
 
 

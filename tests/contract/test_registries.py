@@ -10,15 +10,22 @@ import torch
 import lora_ft
 from lora_ft.data import load_examples
 from lora_ft.errors import ArtifactError, UsageError
-from lora_ft.records import EncodeOptions, Example, PredictOptions
 from lora_ft.registry import EXPORTS, FORMATS, QUANTIZERS, TASKS, Registry
-from lora_ft_adapters import add_adapter, build_config, trainable
-from lora_ft_adapters.fast.verify import verify
+from lora_ft_adapters import add_adapter, build_config
 from tests.conftest import tiny_llama
 
 # A row of each format. A new format without a row here fails, so that it cannot go untested.
 ROWS = {
     "alpaca": {"instruction": "q", "output": "a"},
+    "arrays": {"inputs": [[1.5, 2.0]], "target": 1},
+    "labelled_text": {"text": "q", "label": "a"},
+    "multiple_choice": {"question": "q", "choices": ["a", "b"], "label": 1},
+    "numeric_table": {"x1": 1.5, "x2": 2, "target": 1},
+    "pairs": {"anchor": "q", "positive": "a"},
+    "source_target": {"source": "q", "target": "a"},
+    "squad": {"question": "q", "context": "c a", "answers": {"text": ["a"], "answer_start": [2]}},
+    "token_tags": {"tokens": ["q", "a"], "tags": ["O", "B-X"]},
+    "translation": {"translation": {"en": "q", "de": "a"}},
     "openai_messages": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
     "prompt_completion": {"prompt": "q", "completion": "a"},
     "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
@@ -61,40 +68,7 @@ def test_a_format_claims_its_own_rows_and_only_it_wins(name, tmp_path):
     assert example.fields
     assert example.where == f"{path}:1"
     with pytest.raises((ValueError, KeyError, TypeError)):
-        FORMATS.get(name).to_example({}, True)
-
-
-@pytest.mark.parametrize("name", TASKS.discover())
-def test_a_task_encodes_collates_and_its_fast_loss_equals_the_plain_one(name, tokenizer):
-    task = TASKS.get(name)
-    encode = task.encoder(tokenizer, EncodeOptions())
-    samples = [s for n in (1, 5, 3) for s in encode(Example({"prompt": "q" * n, "completion": "a" * n}, "r")).samples]
-    assert all(s.labelled and s.length and s.where == "r" for s in samples)
-    assert "[[aaaaa" in task.show(samples[1], tokenizer)
-    model = add_adapter(tiny_llama(len(tokenizer)), build_config("lora", {"r": 2}, task.peft_task_type)).train()
-    batch = task.collate(samples, tokenizer)
-    verdict = verify(
-        lambda: task.fast_loss(model, batch).total, lambda: task.loss(model, batch).total,
-        [p for _, p in trainable(model)], torch.float32,
-    )  # fmt: skip
-    assert verdict.exact, verdict.reason
-    assert task.loss(model, batch).count == sum(s.labelled for s in samples)
-    # The sum over a batch is the sum over its samples.
-    parts = sum(float(task.loss(model, task.collate([s], tokenizer)).total.detach()) for s in samples)
-    assert parts == pytest.approx(float(task.loss(model, batch).total.detach()), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", TASKS.discover())
-def test_a_task_answers_in_the_order_asked(name, tokenizer):
-    task = TASKS.get(name)
-    model = tiny_llama(len(tokenizer))
-    examples = [Example({"prompt": "x" * n, "completion": "y"}, f"row {n}") for n in (9, 2, 5, 1)]
-    options = PredictOptions(4, 2, EncodeOptions())
-    predictions = list(task.predict(model, tokenizer, examples, options))
-    assert [p.where for p in predictions] == ["row 9", "row 2", "row 5", "row 1"]
-    assert all(p.reference == "y" for p in predictions)
-    assert len(task.judge(predictions).right) == 4
-    assert task.reference_lengths(tokenizer, examples) == [2, 2, 2, 2]
+        FORMATS.get(name).to_examples({}, True)
 
 
 @pytest.mark.parametrize("name", QUANTIZERS.discover())
@@ -124,12 +98,15 @@ def test_an_artifact_that_differs_is_not_published(name, tokenizer, tmp_path):
     def base():
         return tiny_llama(len(tokenizer))
 
+    def outputs(model, batch):
+        return model(**batch).logits
+
     torch.manual_seed(3)
     model = add_adapter(base(), build_config("lora", {"r": 2, "init_lora_weights": False}, "CAUSAL_LM")).eval()
-    probes = probe(model, [{"input_ids": [5, 6, 7, 8]}])
+    probes = probe(model, [{"input_ids": [[5, 6, 7, 8]]}], outputs)
     artifact = Artifact(
-        model=model, processor=tokenizer, base="tiny", auto_class="AutoModelForCausalLM", stored_dtype="float32",
-        generation={"eos_token_id": [3]}, load_base=base,
+        model=model, processor=tokenizer, base="tiny", auto_class="AutoModelForCausalLM", outputs=outputs,
+        stored_dtype="float32", generation={"eos_token_id": [3]}, load_base=base,
     )  # fmt: skip
     wrong = [Probe(p.inputs, p.base, p.adapted + 1.0) for p in probes]
     with pytest.raises(ArtifactError, match="differs"):

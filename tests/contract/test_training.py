@@ -3,7 +3,7 @@
 import pytest
 
 import lora_ft
-from lora_ft.pipeline import train_verb
+from lora_ft.pipeline import dry_run
 from lora_ft.recipe import load_recipe
 from lora_ft_adapters import list_methods
 from scripts.survey_methods import ON_QUANTISED, OPTIONS
@@ -17,7 +17,7 @@ def test_a_method_trains_judges_saves_and_loads(recipe, tmp_path, name):
     recipe["method"] = {"type": name, **OPTIONS.get(name, {})}
     recipe["train"]["steps"] = 4
     recipe["eval"] = {"generate": 0}
-    planned = train_verb.dry_run(load_recipe([recipe], [], []))["trainable_parameters"]
+    planned = dry_run(load_recipe([recipe], [], []))["trainable_parameters"]
     run = lora_ft.train(recipe, out=tmp_path / "run")
     close = 0.1 if name == "eva" else 0  # it shares the ranks out by what it finds
     assert planned is None or planned == pytest.approx(run.facts["trainable_parameters"], rel=close)

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from lora_ft.models.load import load_model, original_weights
+from lora_ft.models.load import original_weights
+from lora_ft.models.opening import BaseSpec
 from lora_ft.registry import QUANTIZERS
 from lora_ft_adapters import list_methods
 from lora_ft_adapters.contract import Subject, check
@@ -42,12 +43,10 @@ def test_a_method_keeps_its_promises_on_four_bits(name, tmp_path):
 
     def make():
         arguments = quantizer.load_arguments(torch.bfloat16)
-        model = load_model(
-            str(tmp_path),
-            "AutoModelForCausalLM",
-            dtype=torch.bfloat16,
-            device=torch.device("cuda", 0),
-            arguments=arguments,
+        model = (
+            BaseSpec(str(tmp_path), "AutoModelForCausalLM")
+            .open(dtype=torch.bfloat16, device=torch.device("cuda", 0), arguments=arguments)
+            .model
         )
         quantizer.prepare(model)
         return model

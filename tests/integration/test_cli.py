@@ -138,7 +138,7 @@ def test_a_failure_with_json_is_one_json_object_too(cli, recipe_file):
 
 
 def test_a_bug_is_short_on_the_screen_and_whole_in_a_file(cli, recipe_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_ft.pipeline.train_verb.prepare", lambda *a: 1 / 0)
+    monkeypatch.setattr("lora_ft.pipeline.train_run.prepare", lambda *a: 1 / 0)
     code, _, err = cli("train", recipe_file, "--out", tmp_path / "run")
     assert code == 1
     assert "ZeroDivisionError" in err

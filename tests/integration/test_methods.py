@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 import lora_ft
 from lora_ft.errors import UsageError
-from lora_ft.pipeline import train_verb
+from lora_ft.pipeline import dry_run
+from lora_ft.training import loop
 from tests.conftest import tiny_llama
 
 
@@ -44,7 +45,7 @@ def test_a_method_without_weight_deltas_learns_and_predicts(recipe, rows_file, t
 def test_a_resumed_run_of_a_method_with_state_ends_bit_for_bit_the_same(recipe, tmp_path, monkeypatch, name):
     recipe["train"].update(steps=8, save_every=1)
     whole = _train(recipe, tmp_path / "whole", type=name)
-    real = train_verb.loop._Loop._step
+    real = loop._Loop._step
 
     def stops(self):
         real(self)
@@ -52,7 +53,7 @@ def test_a_resumed_run_of_a_method_with_state_ends_bit_for_bit_the_same(recipe, 
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_verb.loop._Loop, "_step", stops)
+        patch.setattr(loop._Loop, "_step", stops)
         with pytest.raises(lora_ft.errors.Interrupted):
             _train(recipe, tmp_path / "cut", type=name)
     cut = lora_ft.train({**recipe, "method": {"type": name}}, out=tmp_path / "cut", resume=True)
@@ -66,7 +67,7 @@ def test_a_dry_run_counts_what_training_will_train(recipe, tmp_path, name):
     from lora_ft.recipe import load_recipe
 
     recipe["method"] = {"type": name}
-    planned = train_verb.dry_run(load_recipe([recipe], [], []))
+    planned = dry_run(load_recipe([recipe], [], []))
     run = lora_ft.train(recipe, out=tmp_path / "run")
     if name == "shira":  # it chooses entries of the weights themselves
         assert planned["trainable_parameters"] is None

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import lora_ft
-from lora_ft.models.load import load_model, load_processor
+from lora_ft.models.load import load_processor
+from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
 from tests.unit.test_masks import TALK, supervised
 
@@ -26,7 +27,7 @@ def test_every_assistant_turn_of_smollm2s_own_template_is_supervised(source):
 
 def test_the_converted_model_knows_what_the_original_knows(source):
     tokenizer = load_processor(source)
-    model = load_model(source, "AutoModelForCausalLM", dtype=torch.float32, device=torch.device("cpu"))
+    model = BaseSpec(source, "AutoModelForCausalLM").open(dtype=torch.float32, device=torch.device("cpu")).model
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -43,7 +44,9 @@ def test_a_few_steps_of_the_demo_learn_and_merge_exactly(tmp_path):
 
 
 def test_minilm_is_an_encoder_that_loads():
-    model = load_model(
-        resolve("builtin:minilm-l6", print), "AutoModel", dtype=torch.float32, device=torch.device("cpu")
+    model = (
+        BaseSpec(resolve("builtin:minilm-l6", print), "AutoModel")
+        .open(dtype=torch.float32, device=torch.device("cpu"))
+        .model
     )
     assert model.config.hidden_size == 384

@@ -70,7 +70,9 @@ def test_divergence_stops_before_the_weights_are_touched(recipe, tmp_path):
     ],
 )  # fmt: skip
 def test_a_wrong_recipe_stops_before_the_weights_are_read(recipe, tmp_path, monkeypatch, change, error, said):
-    monkeypatch.setattr("lora_ft.pipeline.ready.load_model", lambda *a, **k: pytest.fail("the weights were read"))
+    monkeypatch.setattr(
+        "lora_ft.models.opening.load_with_new_head", lambda *a, **k: pytest.fail("the weights were read")
+    )
     for key, value in change.items():
         recipe[key] = {**recipe[key], **value} if isinstance(value, dict) else value
     with pytest.raises(error, match=said):
@@ -87,7 +89,7 @@ def test_held_out_rows_that_are_trained_on_are_told(recipe, tmp_path):
     recipe["data"]["eval"] = recipe["data"]["train"]
     recipe["train"]["steps"] = 1
     lora_ft.train(recipe, out=tmp_path / "run", listener=Hear())
-    assert any("48 of 48 held-out samples are also in the training data" in w for w in warned)
+    assert any("48 training rows have the input of 48 held-out rows" in w for w in warned)
 
 
 def test_a_launcher_with_several_processes_is_refused_before_anything_is_written(recipe, tmp_path, monkeypatch):

@@ -196,7 +196,7 @@ def test_the_adapter_with_the_lowest_loss_is_kept(recipe, tmp_path, monkeypatch)
 def test_plateau_halves_the_rate(recipe, tmp_path):
     recipe["train"] |= {
         "steps": 5, "eval_every": 1, "lr_scheduler_type": "reduce_lr_on_plateau", "warmup_ratio": 0,
-        "early_stopping": {"patience": 9, "min_delta": 5},
+        "lr_scheduler_kwargs": {"threshold": 0.9},
     }  # fmt: skip
     run = lora_ft.train(recipe, out=tmp_path / "run")
     assert [r["lr"] for r in records(run) if "lr" in r] == [5e-3, 5e-3, 2.5e-3, 1.25e-3, 0.625e-3]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_ft.data import encode_all, load_examples, read_rows, split
+from lora_ft.data import encode_all, load_examples, read_rows
 from lora_ft.errors import DataError
 from lora_ft.records import Encoded, Example, Sample
 
@@ -105,7 +105,7 @@ def test_columns_of_another_name_are_mapped_and_a_wrong_one_names_the_nearest(tm
     with pytest.raises(DataError, match="'answer'"):
         load_examples(path, "auto", {"prompt": "question", "completion": "anser"})
     with pytest.raises(DataError, match="answer, question"):
-        load_examples(path, "auto", {})
+        load_examples(path, "auto", {}, kinds=("conversation", "prompt", "text"))
 
 
 @pytest.mark.parametrize(
@@ -131,15 +131,6 @@ def test_a_missing_file_names_the_nearest_and_an_empty_one_is_refused(tmp_path):
         read_rows(str(tmp_path / "tran.jsonl"))
     with pytest.raises(DataError, match="no rows"):
         read_rows(str(tmp_path / "train.jsonl"))
-
-
-def test_the_split_is_disjoint_complete_and_seeded():
-    examples = [Example({"text": str(i)}, str(i)) for i in range(40)]
-    train, held = split(examples, 0.25, seed=1)
-    assert len(held) == 10
-    assert sorted(e.where for e in train + held) == sorted(e.where for e in examples)
-    assert split(examples, 0.25, seed=1) == (train, held)
-    assert split(examples, 0.25, seed=2)[1] != held
 
 
 def encode(outcomes):

@@ -10,7 +10,8 @@ import torch
 from lora_ft.errors import ArtifactError, UnsafeError, UsageError
 from lora_ft.models import builtin, gguf
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.load import check_vocabulary, load_model, load_processor, pick_dtype, skeleton
+from lora_ft.models.load import check_vocabulary, load_processor, pick_dtype
+from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
 from tests.conftest import tiny_llama
 
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def load(folder):
-    return load_model(str(folder), "AutoModelForCausalLM", dtype=torch.float32, device=CPU)
+    return BaseSpec(str(folder), "AutoModelForCausalLM").open(dtype=torch.float32, device=CPU).model
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_the_fingerprint_is_the_same_in_bfloat16_and_another_for_other_weights(b
 
 
 def test_a_skeleton_has_the_modules_and_no_memory(base_folder):
-    model = skeleton(str(base_folder), "AutoModelForCausalLM")
+    model = BaseSpec(str(base_folder), "AutoModelForCausalLM").skeleton()
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert [n for n, _ in model.named_modules()] == [n for n, _ in load(base_folder).named_modules()]
 

@@ -36,7 +36,8 @@ def frozen_head(model: nn.Module) -> nn.Linear:
 
 
 @contextmanager
-def _passing_through(head: nn.Linear) -> Iterator[None]:
+def passing_through(head: nn.Linear) -> Iterator[None]:
+    """For as long as the block runs, the head gives back what it gets."""
     head.forward = lambda h: h  # type: ignore[method-assign, assignment]
     try:
         yield
@@ -53,7 +54,7 @@ def labelled_loss(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -
         labels: (B, T), -100 where nothing is to be learnt; position t is predicted from t - 1.
     """
     head = frozen_head(model)
-    with _passing_through(head):
+    with passing_through(head):
         hidden = model(**inputs, use_cache=False).logits
     if hidden.shape[:2] != labels.shape:
         raise AdapterError(f"hidden states {tuple(hidden.shape[:2])} do not line up with labels {tuple(labels.shape)}")

@@ -44,6 +44,8 @@ class UnfreezeConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task_type in ("TOKEN_CLS", "QUESTION_ANS"):
+            self.task_type = None  # PEFT's classes for these wrap the head once more, after it was copied
         if self.part not in ("head", "layers", "full"):
             raise ValueError(f"part {self.part!r} is none of head, layers, full")
         if (self.last is not None and self.last < 1) or (self.mlp_dim is not None and self.mlp_dim < 1):

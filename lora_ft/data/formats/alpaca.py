@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_ft.data._conversation import text_of
+from lora_ft.data._format import RowFormat
+from lora_ft.data._values import text_of
 from lora_ft.registry import FORMATS
 
 
-class Alpaca:
+class Alpaca(RowFormat):
     """Instruction data as one user turn and one answer."""
 
+    kind = "conversation"
     name = "alpaca"
     description = "instruction, input (optional), output; system and history (optional)."
     required = ("instruction", "output")

@@ -3,17 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_ft.data._conversation import as_object, check_messages, says_from
+from lora_ft.data._conversation import check_messages, says_from
+from lora_ft.data._format import RowFormat
+from lora_ft.data._values import as_object
 from lora_ft.registry import FORMATS
 
 
-class OpenAIMessages:
+class OpenAIMessages(RowFormat):
     """Chat messages as the OpenAI API takes them, with tools."""
 
+    kind = "conversation"
     name = "openai_messages"
     description = "messages: [{role, content}], optional tools (the OpenAI chat form)."
     required = ("messages",)
-    answer: str | None = None
 
     def matches(self, columns: frozenset[str], first_rows: Sequence[Mapping[str, Any]]) -> bool:
         """A column of lists of objects that have a role."""

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_ft.data._conversation import check_messages, text_of
+from lora_ft.data._conversation import check_messages
+from lora_ft.data._format import RowFormat
+from lora_ft.data._values import text_of
 from lora_ft.registry import FORMATS
 
 
-class PromptCompletion:
+class PromptCompletion(RowFormat):
     """A prompt and the answer to it."""
 
+    kind = "prompt"
     name = "prompt_completion"
     description = "prompt, completion: strings (one chat turn where there is a template), or lists of messages."
     required = ("prompt", "completion")

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_ft.data._conversation import as_object, check_messages, says_from
+from lora_ft.data._conversation import check_messages, says_from
+from lora_ft.data._format import RowFormat
+from lora_ft.data._values import as_object
 from lora_ft.registry import FORMATS
 
 COLUMNS = ("conversations", "conversation", "dialogue", "dialog", "chat")
@@ -14,13 +16,13 @@ ROLES = {
 }  # fmt: skip
 
 
-class ShareGPT:
+class ShareGPT(RowFormat):
     """Conversations of {from, value} pairs."""
 
+    kind = "conversation"
     name = "sharegpt"
     description = "conversations: [{from: human|gpt|system|tool, value}]; role/content and other aliases too."
     required = ("conversations",)
-    answer: str | None = None
 
     def matches(self, columns: frozenset[str], first_rows: Sequence[Mapping[str, Any]]) -> bool:
         """One of the usual column names, or rows of `messages` that say from/value."""

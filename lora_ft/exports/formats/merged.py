@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports.publish import differences
@@ -13,6 +14,7 @@ from lora_ft.records import Artifact, Probe
 from lora_ft.registry import EXPORTS
 from lora_ft_adapters import AdapterError, UnmergeableError, merge
 
+WEIGHTS = "model.safetensors"  # of a model that a function builds
 FLOAT32_LIMIT = 1e-3  # of a logit; float32 merges differ by about 1e-5
 KEPT_LIMIT = 0.5  # share of the update that must survive rounding to a 16-bit dtype
 
@@ -33,6 +35,9 @@ class MergedFormat:
         except AdapterError as error:
             raise ArtifactError(str(error)) from error
         model = model.to(getattr(torch, artifact.stored_dtype))
+        if artifact.auto_class is None:
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+            return
         model.config.dtype = getattr(torch, artifact.stored_dtype)
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.update(**artifact.generation)
@@ -41,9 +46,8 @@ class MergedFormat:
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Read back by plain Transformers; float32 must agree to 1e-3, 16 bits must keep half of the update."""
-        loader = getattr(transformers, artifact.auto_class)
-        model = loader.from_pretrained(str(folder), use_safetensors=True).eval()
-        figures = differences(model, probes)
+        model = _read(artifact, folder)
+        figures = differences(model, probes, artifact.outputs)
         exact = artifact.stored_dtype == "float32"
         if exact and figures["max_difference"] > FLOAT32_LIMIT:
             raise ArtifactError(
@@ -57,6 +61,15 @@ class MergedFormat:
                 fix="merge with --dtype float32, or serve the adapter unmerged (lora-ft export --format peft)",
             )
         return figures
+
+
+def _read(artifact: Artifact, folder: Path) -> Any:
+    """The model from its files; what a function builds gets their tensors, all of them and no other."""
+    if artifact.auto_class is not None:
+        return getattr(transformers, artifact.auto_class).from_pretrained(str(folder), use_safetensors=True).eval()
+    model = artifact.load_base().to(getattr(torch, artifact.stored_dtype))
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval()
 
 
 EXPORTS.register(MergedFormat())

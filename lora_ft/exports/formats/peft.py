@@ -22,7 +22,8 @@ class PeftFormat:
     def write(self, artifact: Artifact, folder: Path) -> None:
         """Adapter and tokenizer; the config names the base as the recipe does."""
         save_adapter(artifact.model, folder, base=artifact.base)
-        artifact.processor.save_pretrained(str(folder))
+        if artifact.processor is not None:
+            artifact.processor.save_pretrained(str(folder))
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Stock PEFT, a fresh base, and the same outputs to the last bit of float32 summation."""
@@ -30,7 +31,7 @@ class PeftFormat:
             model = load_adapter(artifact.load_base(), folder)  # PeftModel.from_pretrained
         except AdapterError as error:
             raise ArtifactError(str(error), where=str(folder)) from error
-        figures = differences(model, probes)
+        figures = differences(model, probes, artifact.outputs)
         dtype = next(iter(model.parameters())).dtype
         limit = 1e-4 if dtype == torch.float32 else 1e-2
         if figures["max_difference"] > limit:

@@ -1,0 +1,98 @@
+"""The rows of a recipe: training sets read and mixed, held-out rows split off or read, all of it cleaned."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_ft.data import CleaningReport, clean, is_split, load_examples, load_sources, split
+from lora_ft.errors import UsageError
+from lora_ft.recipe import Recipe, Source
+from lora_ft.records import Example
+from lora_ft.registry import Task
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller from Python has in memory instead of files.
+
+    Attributes:
+        train: data for `lora_ft.data.memory.examples_of`.
+        held_out: the same, or None for the recipe's `data.eval`.
+        model: a module instead of the recipe's model.
+        trust_code: whether a recipe's own Python function may run.
+    """
+
+    train: Any = None
+    held_out: Any = None
+    model: Any = None
+    trust_code: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples of a recipe.
+
+    Attributes:
+        training: examples to learn from.
+        held_out: examples to judge on.
+        format: name of the row format.
+        source: where the training rows are from, for messages.
+        weights: of the training sets, where there are several.
+        report: what cleaning found.
+    """
+
+    training: list[Example]
+    held_out: list[Example]
+    format: str
+    source: str
+    weights: Mapping[str, float] = field(default_factory=dict)
+    report: CleaningReport | None = None
+
+
+def read(recipe: Recipe, task: Task, given: Given) -> Rows:
+    """Everything the recipe's data section names, split and cleaned.
+
+    Raises:
+        DataError: rows that cannot be read or are of the wrong kind.
+    """
+    data = recipe.data
+    options: dict[str, Any] = {"kinds": task.kinds, "group_column": data.group_column}
+    if given.train is not None:
+        examples, name = load_examples(given.train, data.format, data.columns, name="train", **options)
+        weights: Mapping[str, float] = {}
+    else:
+        examples, name, weights = load_sources(data.train, data.format, data.columns, **options)
+    held: list[Example] = []
+    if given.held_out is not None:
+        held, _ = load_examples(given.held_out, data.format, data.columns, name="eval", **options)
+    elif data.eval is not None and is_split(data.eval):
+        examples, held = split(examples, data.eval, recipe.seed)
+    elif data.eval is not None:
+        held, _ = load_examples(data.eval, data.format, data.columns, **options)
+    examples, held, report = clean(examples, held, data.deduplicate)
+    return Rows(examples, held, name, source_name(data.train), weights if len(weights) > 1 else {}, report)
+
+
+def to_judge(recipe: Recipe, task: Task, source: str | None) -> tuple[list[Example], str, str]:
+    """Rows to judge a finished run on, where they are from, and their format.
+
+    Args:
+        recipe: of the run.
+        task: of the recipe.
+        source: a file of rows; None for the run's held-out rows.
+    """
+    data = recipe.data
+    wanted = source or data.eval
+    if wanted is None:
+        raise UsageError("this run held out no rows to judge on", fix="lora-ft eval RUN --data FILE")
+    if source is None and is_split(wanted):
+        rows = read(recipe, task, Given())
+        return rows.held_out, rows.source, rows.format
+    name = data.format if source is None else "auto"
+    examples, name = load_examples(wanted, name, data.columns, kinds=task.kinds)
+    return examples, wanted, name
+
+
+def source_name(train: str | tuple[Source, ...]) -> str:
+    """The training sets in one line."""
+    return train if isinstance(train, str) else " + ".join(s.path for s in train)

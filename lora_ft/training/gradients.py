@@ -1,0 +1,116 @@
+"""The gradients of one optimizer step: micro-batches whose loss sums and label counts add up."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_ft.errors import DataError
+from lora_ft.records import Batch, LossSum, Sample
+
+from .batching import micro_batches
+from .job import Job
+
+Backward = Callable[[Tensor], None]
+
+
+def step_gradients(
+    job: Job, parameters: Sequence[nn.Parameter], samples: Sequence[Sample], draw: int, backward: Backward
+) -> tuple[float, float]:
+    """Leave the clipped gradients of the mean loss over all labels of `samples` in `parameters`.
+
+    Args:
+        job: model, losses, settings and the method's hand in the step.
+        parameters: what trains.
+        samples: of the step.
+        draw: what the randomness of the samples depends on.
+        backward: of a scalar.
+
+    Returns:
+        That mean loss, and the gradient norm before clipping.
+
+    Raises:
+        DataError: no sample of the step carries a label.
+    """
+    job.model.train()
+    groups = micro_batches([s.length for s in samples], job.tokens_per_micro_batch)
+    device = next(job.model.parameters()).device
+    made = (
+        {k: v.to(device) for k, v in job.collate([samples[i] for i in group], draw).items()} for group in groups
+    )  # one at a time: a batch may be large
+    if job.represent is not None and job.combine is not None:
+        total, count = _whole_step(job, job.represent, job.combine, groups, list(made), backward)
+    else:
+        total, count = 0.0, 0.0
+        for batch in made:
+            loss = job.loss(job.model, batch)
+            backward(loss.total)
+            total, count = total + float(loss.total.detach().double()), count + loss.count
+    if not count:
+        raise DataError(
+            "no sample of a step carries a label, or all their weights are zero",
+            where=", ".join(s.where for s in samples[:3]),
+            fix="look at these rows, or raise train.batch_size",
+        )
+    penalty = job.driver.penalty()
+    if penalty is not None:
+        backward(penalty * count)
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / count)
+    job.driver.before_step()
+    limit = job.settings.max_grad_norm
+    norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, limit if limit is not None else math.inf)
+    return total / count, float(norm)
+
+
+def _whole_step(
+    job: Job,
+    represent: Callable[[Any, Batch], Tensor],
+    combine: Callable[[Tensor], LossSum],
+    groups: Sequence[Sequence[int]],
+    batches: Sequence[Batch],
+    backward: Backward,
+) -> tuple[float, float]:
+    """Gradients of a loss that needs every sample of the step, in the memory of one micro-batch.
+
+    GradCache (Gao et al. 2021, arXiv:2101.06983): represent all without gradients, combine, and represent again micro-
+    batch by micro-batch, now backwards from the gradients of the representations. Dropout draws the same masks twice.
+
+    Returns:
+        Loss sum and count.
+    """
+    device = next(job.model.parameters()).device
+    taken = torch.tensor([i for g in groups for i in g], device=device)
+    in_order = torch.argsort(taken)  # from the order of micro-batches to that of the step
+    if len(batches) == 1:
+        loss = combine(represent(job.model, batches[0])[in_order])
+        backward(loss.total)
+        return float(loss.total.detach().double()), loss.count
+    states, parts = [], []
+    with torch.no_grad():
+        for batch in batches:
+            states.append(_random_state(device))
+            parts.append(represent(job.model, batch))
+    whole = torch.cat(parts)[in_order].requires_grad_()
+    loss = combine(whole)
+    backward(loss.total)
+    after = _random_state(device)
+    assert whole.grad is not None
+    gradients = torch.split(whole.grad[taken], [len(g) for g in groups])
+    for state, batch, gradient in zip(states, batches, gradients, strict=True):
+        _set_random_state(device, state)
+        backward((represent(job.model, batch) * gradient).sum())
+    _set_random_state(device, after)
+    return float(loss.total.detach().double()), loss.count
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    on_device = [] if device.type == "cpu" else [getattr(torch, device.type).get_rng_state()]
+    return [torch.get_rng_state(), *on_device]
+
+
+def _set_random_state(device: torch.device, state: Sequence[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(state[1])
