@@ -8,12 +8,15 @@ import typer
 
 from lora_ft.errors import UsageError
 
+DEFAULT_TASK = "causal-lm"
 DEFAULT_MODEL = "builtin:smollm2-135m-instruct"
+DEFAULT_ENCODER = "builtin:minilm-l6"
 
 
-def init(
+def init(  # noqa: PLR0913 - one argument per option
     path: Annotated[Path, typer.Argument(help="Recipe file to write.")] = Path("recipe.yaml"),
     model: Annotated[str | None, typer.Option(help="Base model: hub id, folder, .gguf file or builtin:NAME.")] = None,
+    task: Annotated[str, typer.Option(help="What is learnt (`lora-ft list tasks`).")] = DEFAULT_TASK,
     data: Annotated[str | None, typer.Option(help="Training rows.")] = None,
     held_out: Annotated[str | None, typer.Option("--eval", help="Held-out rows, or a share such as 10%.")] = None,
     method: Annotated[str | None, typer.Option(help="Adapter method (`lora-ft list methods`).")] = None,
@@ -26,7 +29,8 @@ def init(
         raise UsageError("the folder of the recipe does not exist", where=str(path))
     ask = sys.stdin.isatty()
     values: dict[str, Any] = {
-        "model": model or _ask("Base model", DEFAULT_MODEL, ask),
+        "model": model or _ask("Base model", DEFAULT_MODEL if task == DEFAULT_TASK else DEFAULT_ENCODER, ask),
+        "task": {"type": task},
         "data": {
             "train": data or _ask("Training rows (file, folder or hub id)", "data.jsonl", ask),
             "eval": held_out or _ask("Held-out rows (file, or a share)", "10%", ask),
@@ -34,13 +38,16 @@ def init(
         "method": {"type": method or _ask("Method", "lora", ask)},
     }
     from lora_ft.recipe import Recipe, write_yaml
+    from lora_ft.registry import TASKS
 
+    TASKS.get(task)
     recipe = Recipe.model_validate(values).model_dump(mode="json")
     recipe["train"] |= {"epochs": 3} if recipe["train"]["epochs"] is None else {}
     if not full:
         recipe = {
             "model": recipe["model"],
-            "data": {k: recipe["data"][k] for k in ("train", "eval", "max_length", "system_prompt")},
+            "task": recipe["task"],
+            "data": {k: recipe["data"][k] for k in ("train", "eval", "max_length")},
             "method": {**recipe["method"], **({"r": 16} if recipe["method"]["type"] == "lora" else {})},
             "train": {k: recipe["train"][k] for k in ("epochs", "batch_size", "learning_rate")},
             "seed": recipe["seed"],

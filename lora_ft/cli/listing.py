@@ -73,6 +73,6 @@ def _entries(axis: Axis) -> dict[str, str]:
 
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors and checks."""
-    from lora_ft.recipe import Recipe
+    from lora_ft.recipe import recipe_schema
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    print(json.dumps(recipe_schema(), indent=2))

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_ft.runs import Run
+
 RunArg = Annotated[Path, typer.Argument(help="Run folder, as `lora-ft train` printed it.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 DtypeOption = Annotated[str | None, typer.Option(help="Of the merged weights: float32, bfloat16 or float16.")]
@@ -53,7 +55,7 @@ def evaluate(
             ]
             if rows:
                 report.flips(rows, out, f"{title}: {len(rows)} of {len(chosen)} rows")
-        print(f"all rows: {run / 'eval-rows.jsonl'}", file=out)
+        print(f"all rows: {Run(run).final.path / 'eval-rows.jsonl'}", file=out)
 
 
 def predict(

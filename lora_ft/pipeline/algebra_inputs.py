@@ -204,7 +204,7 @@ def held_out_loss(one: Input, data: str | None, listener: Listener) -> Callable[
 
     def loss(model: Any) -> float:
         judge = Judge(one.task, model, processor, one.task.loss, listener)
-        return judge.held_out(samples, token_budget(recipe, model), "held-out loss")().metrics["loss"]
+        return judge.held_out(samples, token_budget(recipe, model, one.task), "held-out loss")().metrics["loss"]
 
     return loss
 

@@ -5,15 +5,30 @@ from typing import Any
 
 import torch
 
-from lora_ft.recipe import Resolved
+from lora_ft.recipe import Recipe, Resolved
 from lora_ft.records import Listener, Silent
 from lora_ft.registry import QUANTIZERS
+from lora_ft.training import few_shot
 from lora_ft_adapters import AdapterError, add_adapter, count_parameters
 from lora_ft_adapters.behaviour import behaviour_of
 
+from . import stages
 from .prepare import Prepared, planned_steps, prepare, usage
 from .ready import check_method
 from .rows import Given
+
+
+def check(recipe: Recipe, prepared: Prepared) -> Any:
+    """Every check that needs no weights; returns the PEFT config."""
+    if recipe.train.few_shot:
+        few_shot.check(recipe, prepared.task)
+    QUANTIZERS.get(recipe.quant).load_arguments(torch.float32)
+    return check_method(recipe, prepared, empty=prepared.model)
+
+
+def steps_of(recipe: Recipe, prepared: Prepared) -> tuple[int, int]:
+    """(optimizer steps in all, in one epoch); a head that is fitted at once is one step."""
+    return (1, 1) if recipe.train.few_shot else planned_steps(recipe, prepared)
 
 
 def _count(prepared: Prepared, config: Any) -> tuple[int | None, int]:
@@ -32,13 +47,13 @@ def _count(prepared: Prepared, config: Any) -> tuple[int | None, int]:
 def dry_run(resolved: Resolved, listener: Listener | None = None, given: Given | None = None) -> dict[str, Any]:
     """All checks that need no weights, and what training would do; of a recipe with stages, {"stages": [...]}."""
     if resolved.stages:
+        stages.check(resolved, given or Given())
         return {"status": "dry-run", "stages": [dry_run(s.resolved, listener, given) for s in resolved.stages]}
     recipe = resolved.recipe
     prepared = prepare(recipe, listener or Silent(), given)
-    QUANTIZERS.get(recipe.quant).load_arguments(torch.float32)
-    config = check_method(recipe, prepared, empty=prepared.model)
+    config = check(recipe, prepared)
     trains, total = _count(prepared, config)
-    steps, _ = planned_steps(recipe, prepared)
+    steps, _ = steps_of(recipe, prepared)
     lengths = [s.length for s in prepared.train]
     return {
         "status": "dry-run",

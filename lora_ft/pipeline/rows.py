@@ -1,11 +1,13 @@
 """The rows of a recipe: training sets read and mixed, held-out rows split off or read, all of it cleaned."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lora_ft.data import CleaningReport, clean, is_split, load_examples, load_sources, split
 from lora_ft.errors import UsageError
+from lora_ft.models import python_module
 from lora_ft.recipe import Recipe, Source
 from lora_ft.records import Example
 from lora_ft.registry import Task
@@ -61,7 +63,9 @@ def read(recipe: Recipe, task: Task, given: Given) -> Rows:
         examples, name = load_examples(given.train, data.format, data.columns, name="train", **options)
         weights: Mapping[str, float] = {}
     else:
-        examples, name, weights = load_sources(data.train, data.format, data.columns, **options)
+        # By absolute paths, so that a run resumed from another folder has the same sets in the same order.
+        sets = data.train if isinstance(data.train, str) else [_absolute_set(s) for s in data.train]
+        examples, name, weights = load_sources(sets, data.format, data.columns, **options)
     held: list[Example] = []
     if given.held_out is not None:
         held, _ = load_examples(given.held_out, data.format, data.columns, name="eval", **options)
@@ -96,3 +100,19 @@ def to_judge(recipe: Recipe, task: Task, source: str | None) -> tuple[list[Examp
 def source_name(train: str | tuple[Source, ...]) -> str:
     """The training sets in one line."""
     return train if isinstance(train, str) else " + ".join(s.path for s in train)
+
+
+def _absolute_set(source: Source) -> Source:
+    return Source(path=absolute(source.path), weight=source.weight)
+
+
+def absolute(path: str) -> str:
+    """A path that works from any folder; names that are no path stay as they are."""
+    if python_module.is_spec(path):
+        return python_module.absolute(path)
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
+
+
+def absolute_sets(train: str | Sequence[Mapping[str, Any]]) -> str | list[dict[str, Any]]:
+    """`data.train` with absolute paths."""
+    return absolute(train) if isinstance(train, str) else [{**s, "path": absolute(s["path"])} for s in train]

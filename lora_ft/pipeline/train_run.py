@@ -2,28 +2,28 @@
 
 import json
 import time
-from pathlib import Path
 
 import torch
 
 from lora_ft import runs
-from lora_ft.models import python_module
 from lora_ft.models.load import pick_device, pick_dtype
 from lora_ft.recipe import Resolved
 from lora_ft.records import Judgement, Listener, Plan
 from lora_ft.report import public_name
 from lora_ft.runs import Run
 from lora_ft.training import checkpoint, few_shot, loop
+from lora_ft.training.memory import peak_memory_bytes
 from lora_ft.training.watch import check_metric
 from lora_ft_adapters import count_parameters
 from lora_ft_adapters.behaviour import driver_of
 from lora_ft_adapters.registry import find_method
 
+from .dry_run import check, steps_of
 from .finish import close_run, save_final
 from .judge import Judge, answer_rows, token_budget, write_rows
-from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, planned_steps, prepare, strata, versions
-from .ready import Ready, check_method, make_ready
-from .rows import Given
+from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, prepare, strata, versions
+from .ready import Ready, make_ready
+from .rows import Given, absolute, absolute_sets
 from .start import start_from
 
 
@@ -49,13 +49,13 @@ class Training:
         if not resume:
             self._begin(self.resolved.text())
         prepared = prepare(recipe, self.listener, self.given)
-        check_method(recipe, prepared, empty=prepared.model)
+        check(recipe, prepared)
         device = pick_device()
         dtype, why = _dtype(recipe.train.dtype, prepared, device)
         self.listener.note(f"base {recipe.model} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
         ready = make_ready(recipe, prepared, dtype, device)
         if recipe.start_from:
-            start_from(ready.model, recipe.start_from, ready.fresh, self.listener)
+            start_from(ready.model, recipe.start_from, ready.fresh, recipe.model, self.listener)
         plan, job = self._job(prepared, ready)
         if resume:
             self._check_resume(job)
@@ -115,15 +115,11 @@ class Training:
         recipe, train = self.recipe, self.recipe.train
         data = recipe.data
         paths = {("model",): recipe.model, ("start_from",): recipe.start_from, ("data", "eval"): data.eval}
-        sources = (
-            _absolute(data.train)
-            if isinstance(data.train, str)
-            else [{"path": _absolute(s.path), "weight": s.weight} for s in data.train]
-        )
+        sources = absolute_sets(data.train if isinstance(data.train, str) else [s.model_dump() for s in data.train])
         dtype_origin = why if train.dtype == "auto" else self._origin("train", "dtype")
         return self.resolved.text(
             {
-                **{k: (_absolute(p), self._origin(*k)) for k, p in paths.items() if p},
+                **{k: (absolute(p), self._origin(*k)) for k, p in paths.items() if p},
                 ("data", "train"): (sources, self._origin("data", "train")),
                 ("train", "dtype"): (str(dtype).removeprefix("torch."), dtype_origin),
                 **({("train", "epochs"): (DEFAULT_EPOCHS, "default")} if not (train.epochs or train.steps) else {}),
@@ -140,7 +136,7 @@ class Training:
             return {}
         side = "before" if base else "after"
         with judge.side(base):
-            budget = token_budget(self.recipe, judge.model)
+            budget = token_budget(self.recipe, judge.model, prepared.task)
             found = judge.held_out(prepared.held_out, budget, f"judging the {what}: loss")()
             check_metric(self.recipe.train.metric_for_best_model, found.metrics)
             self._keep(side, found)
@@ -160,13 +156,18 @@ class Training:
             job.model, job.samples, lambda samples: job.collate(samples, 0), job.loss,
             budget=job.tokens_per_micro_batch, seed=job.seed,
         )  # fmt: skip
-        progress = checkpoint.Progress(step=1, tokens=plan.tokens_per_epoch, seconds=fit.cache_s + fit.fit_s)
-        self.run.log({"step": 1, "loss": fit.loss, "penalty": fit.penalty, "cache_s": fit.cache_s, "fit_s": fit.fit_s})
+        tokens, seconds = plan.tokens_per_epoch, fit.cache_s + fit.fit_s
+        record = {
+            "step": 1, "loss": fit.loss, "lr": 0.0, "tokens": tokens, "tokens_per_s": tokens / max(seconds, 1e-9),
+            "memory_bytes": peak_memory_bytes(), "penalty": fit.penalty, "cache_s": fit.cache_s, "fit_s": fit.fit_s,
+        }  # fmt: skip
+        self.run.log(record)
+        self.listener.step(record)
         self.listener.note(
             f"head fitted on {fit.rows} samples: features in {fit.cache_s:.1f} s, fit in {fit.fit_s:.1f} s, loss "
             f"{fit.loss:.4f}, penalty {fit.penalty:g}"
         )
-        return loop.Outcome(progress, False, 1)
+        return loop.Outcome(checkpoint.Progress(step=1, tokens=tokens, seconds=seconds), False, 1)
 
     def _keep(self, side: str, found: Judgement) -> None:
         if found.tables:
@@ -176,9 +177,9 @@ class Training:
 
     def _job(self, prepared: Prepared, ready: Ready) -> tuple[Plan, loop.Job]:
         settings, task, data = self.recipe.train, prepared.task, self.recipe.data
-        budget = token_budget(self.recipe, ready.model)
+        budget = token_budget(self.recipe, ready.model, task)
         judge = Judge(task, ready.model, prepared.processor, ready.path.loss, self.listener)
-        steps, per_epoch = planned_steps(self.recipe, prepared)
+        steps, per_epoch = steps_of(self.recipe, prepared)
         trains, total = count_parameters(ready.model)
         plan = Plan(
             steps=steps, epochs=round(steps / per_epoch, 2), batch_size=settings.batch_size, rows=len(prepared.train),
@@ -203,7 +204,7 @@ class Training:
                 "base": public_name(self.recipe.model),
                 "fingerprint": ready.fingerprint,
                 "data": data_hash(prepared.train),
-                "order": json.dumps([data.sampling, dict(prepared.weights)]),
+                "order": json.dumps([data.sampling, [w for _, w in sorted(prepared.weights.items())]]),
                 "task": json.dumps([task.name, task.facts(), self.recipe.task.options()], sort_keys=True),
                 "method": json.dumps(self.recipe.method.model_dump(mode="json"), sort_keys=True),
                 "seed": self.recipe.seed,
@@ -226,9 +227,3 @@ def _dtype(name: str, prepared: Prepared, device: torch.device) -> tuple[torch.d
     if name == "auto" and prepared.task.auto_class is None:
         return torch.float32, "auto: a module of your own"
     return pick_dtype(name, device)
-
-
-def _absolute(path: str) -> str:
-    if python_module.is_spec(path):
-        return python_module.absolute(path)
-    return str(Path(path).resolve()) if Path(path).exists() else path

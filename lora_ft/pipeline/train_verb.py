@@ -10,11 +10,14 @@ from lora_ft import runs
 from lora_ft.errors import ArtifactError, DivergedError, Interrupted, UsageError
 from lora_ft.recipe import Resolved
 from lora_ft.records import Listener, Silent
+from lora_ft.registry import TASKS
 from lora_ft.runs import Run
 from lora_ft.training import checkpoint
 
+from . import stages
+from .dry_run import check
+from .prepare import prepare, source_of
 from .rows import Given
-from .stages import train_stages
 from .train_run import Training
 
 
@@ -44,20 +47,32 @@ def train(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("training with several processes is not supported yet", fix="start lora-ft without a launcher")
     path = out or (Path(resolved.recipe.out) if resolved.recipe.out else runs.default_path(resolved.name))
+    given = given or Given()
+    if resolved.stages and not resume:
+        _check_stages(resolved, listener, given)
     run = Run(path) if resume else runs.create(path, overwrite=overwrite)
     if resume and not run.checkpoints.is_dir():
         raise ArtifactError("there is no run to resume", where=str(path), fix="leave --resume out to start it")
-    given = given or Given()
     with runs.locked(run):
         checkpoint.clean(run.checkpoints)
         if resolved.stages:
+            stages.begin(resolved, run, resume)
             with _status(run, lambda: True, listener):
-                train_stages(resolved, run, _trainer(listener, given), resume=resume, listener=listener, given=given)
+                stages.train_stages(resolved, run, _trainer(listener, given), listener, given)
             return run
         training = Training(resolved, run, listener, given)
         with _status(run, lambda: training.begun, listener):
             training.run_all(resume)
     return run
+
+
+def _check_stages(resolved: Resolved, listener: Listener, given: Given) -> None:
+    """Find what is wrong with the last stage before the first one is trained."""
+    stages.check(resolved, given)
+    for stage in resolved.stages:
+        recipe = stage.resolved.recipe
+        source_of(recipe, TASKS.get(recipe.task.type), listener)  # a download is told of
+        check(recipe, prepare(recipe, Silent(), given))
 
 
 @contextmanager

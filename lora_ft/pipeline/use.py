@@ -78,7 +78,7 @@ def _side(
     """Metrics and predictions of the base or of the adapter."""
     recipe, what = loaded.recipe, "base" if base else "adapter"
     with judge.side(base):
-        found = judge.held_out(samples, token_budget(recipe, loaded.model), f"judging the {what}: loss")()
+        found = judge.held_out(samples, token_budget(recipe, loaded.model, loaded.task), f"judging the {what}: loss")()
         chosen = answer_options(recipe, loaded.task, loaded.processor, examples, loaded.encode)
         if chosen:
             told, judged = judge.answers(*chosen, f"judging the {what}: answers")

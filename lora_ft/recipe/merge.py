@@ -39,10 +39,10 @@ class Merge:
     def layer(self, values: Mapping[str, Any], origin: Mapping[KeyPath, str]) -> None:
         """Add one source. Of two settings that exclude each other, that of the later source stays."""
         self.add(values, origin)
-        parts: dict[KeyPath, Mapping[str, Any]] = {(): values}
-        parts |= {(STAGES, k): v for k, v in _as_mapping((STAGES,), values.get(STAGES) or {}).items()}
+        parts = {(): values} | {(STAGES, k): v for k, v in _mapping(_as_mapping((STAGES,), values.get(STAGES))).items()}
         for path, part in parts.items():
-            given = [k for k in EXCLUSIVE[1] if k in (part.get(EXCLUSIVE[0]) or {})]
+            section = _mapping(_mapping(part).get(EXCLUSIVE[0]))
+            given = [k for k in EXCLUSIVE[1] if k in section]
             for other in EXCLUSIVE[1]:
                 if len(given) == 1 and other != given[0]:
                     self.at((*path, EXCLUSIVE[0])).pop(other, None)
@@ -59,6 +59,10 @@ class Merge:
         """Empty a section."""
         assign(self.values, path, {})
         self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_typed(at: KeyPath) -> bool:

@@ -3,6 +3,7 @@
 The sentence feeds the JSON schema, the comments that `lora-ft init` writes, and the docs.
 """
 
+import copy
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -131,3 +132,42 @@ class Recipe(Section):
         if asked and self.data.eval is None:
             raise ValueError(f"train.{asked[0]} needs held-out rows, but data.eval is null")
         return self
+
+
+class StageKeys(Section):
+    """What a stage has beside the keys of a recipe."""
+
+    name: str = Field(
+        "", pattern=r"^[\w-]*$", description="Of its folder: letters, digits, _ and -; default stage1, ..."
+    )
+    adapter: Literal["same", "new"] = Field(
+        "same",
+        description="same: it goes on with the adapter of the stage before; new: that one is merged into the base, and "
+        "a second adapter is trained on the result.",
+    )
+
+
+class StagedKeys(Section):
+    """What a recipe with stages has beside the keys that all its stages share."""
+
+    stages: tuple[dict[str, Any], ...] = Field(
+        description="Trainings in a row: keys of a recipe, laid over those at the top, in each.",
+        json_schema_extra={"minItems": 2},
+    )
+    baseline: bool = Field(
+        True, description="With stages: train the last one also without the others, and compare the two."
+    )
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, with or without stages."""
+    schema = Recipe.model_json_schema()
+    whole, sections = schema["properties"], schema["$defs"]
+    stage = {**whole, **StageKeys.model_json_schema()["properties"]}
+    added = StagedKeys.model_json_schema()["properties"]
+    added["stages"]["items"] = {"type": "object", "additionalProperties": False, "properties": copy.deepcopy(stage)}
+    sections["DataSection"].pop("required")  # one stage's part of it need not be whole
+    data = {"data": {"required": ["train"]}}
+    schema["anyOf"] = [{"required": ["stages"]}, {"required": schema.pop("required"), "properties": data}]
+    schema["properties"] = {**whole, **added}
+    return schema

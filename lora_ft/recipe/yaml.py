@@ -72,6 +72,7 @@ def _plain(node: Any, path: tuple[str, ...], lines: Lines, budget: list[int], na
             out[str(key)] = _plain(value, at, lines, budget, name)
         return out
     if isinstance(node, CommentedSeq):
+        lines |= {(*path, str(i)): node.lc.item(i)[0] + 1 for i in range(len(node))}
         return [_plain(v, (*path, str(i)), lines, budget, name) for i, v in enumerate(node)]
     return _scalar(node)
 
@@ -114,6 +115,9 @@ def _commented(values: Mapping[str, Any], path: tuple[str, ...], comments: Mappi
     node = CommentedMap()
     for key, value in values.items():
         at = (*path, key)
+        if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            node[key] = [_commented(v, (*at, str(i)), comments) for i, v in enumerate(value)]
+            continue
         nested = isinstance(value, Mapping) and value
         node[key] = _commented(value, at, comments) if nested else value
         if at in comments and not nested:

@@ -9,6 +9,7 @@ from lora_ft_adapters.registry import find_method
 
 from .display import clean
 
+LONGEST_LIST = 50
 GROWN = ('base.resize_token_embeddings(len(AutoTokenizer.from_pretrained("THIS_FOLDER")))  # new tokens',)
 PLUG_IN = (
     "import lora_ft_adapters  # pip install lora-ft: PEFT does not have this method",
@@ -42,6 +43,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
     before, after = (facts.get("metrics", {}).get(k, {}) for k in ("before", "after"))
     lines += [f"| {k} | {_number(before.get(k))} | {_number(after.get(k))} |" for k in before | after]
     lines += ["", f"- data: {_sources(recipe)}, {facts.get('rows', '?')} samples"]
+    lines += [f"- task: {recipe.task.type}, {_short(facts.get('task_facts') or {})}"]
     lines += [f"- method: {recipe.method.type}, {recipe.method.options()}"] if recipe.method.options() else []
     lines += [f"- steps: {facts.get('steps', '?')}, learning rate {recipe.train.learning_rate:g}, seed {recipe.seed}"]
     lines += [f"- {k.replace('_', ' ')}: {v:.3g}" for k, v in figures.items()]
@@ -57,6 +59,12 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
             "```",
         ]
     return clean("\n".join(lines)) + "\n"
+
+
+def _short(known: Mapping[str, Any]) -> str:
+    """What the task learnt of the data (label names, the unit of a number), without long lists."""
+    told = {k: v for k, v in known.items() if not isinstance(v, list | tuple) or 0 < len(v) <= LONGEST_LIST}
+    return ", ".join(f"{k} {v}" for k, v in told.items() if v is not None) or "nothing of its own"
 
 
 def _sources(recipe: Recipe) -> str:
