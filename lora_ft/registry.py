@@ -112,6 +112,18 @@ class Task(Named, Protocol):
     def chats(self) -> bool:
         """Whether one can talk to the model."""
 
+    @property
+    def processor_class(self) -> str:
+        """Transformers' auto class that loads its tokenizer or processor."""
+
+    @property
+    def media(self) -> bool:
+        """Whether its samples are images or sounds, which are read ahead by threads."""
+
+    @property
+    def coco(self) -> bool:
+        """Whether predictions are boxes, which are also written as COCO JSON."""
+
     def configure(self, options: Mapping[str, Any]) -> Task:
         """With the recipe's options; raises UsageError for an unknown or wrong one, or a package that is missing."""
 
@@ -136,8 +148,11 @@ class Task(Named, Protocol):
     def show(self, sample: Sample, processor: Any) -> str:
         """One sample as text with the supervised part marked."""
 
+    def mix(self, samples: Sequence[Sample], draw: int) -> list[Sample]:
+        """The samples of one step, before it is cut into micro-batches, with partners for mixing where a task mixes."""
+
     def collate(self, samples: Sequence[Sample], processor: Any, draw: int = 0) -> Batch:
-        """Samples -> padded tensors.
+        """Samples -> padded tensors; called by several threads at once.
 
         Args:
             samples: of one micro-batch.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 COLOURS = ("red", "green", "blue")
@@ -21,6 +22,7 @@ class Case:
         options: of the task.
         methods: name -> options, of the methods that must train.
         own_loss: whether the Transformers model computes this loss itself.
+        files: writes the images or sounds of rows 0 to 35 into the folder of the rows' files.
     """
 
     row: Callable[[int], dict[str, Any]]
@@ -33,6 +35,7 @@ class Case:
         default_factory=lambda: {"lora": {"r": 4}, "houlsby": {"r": 4}, "head": {}, "full": {}}
     )
     own_loss: bool = True
+    files: Callable[[Path], None] = lambda folder: None
 
 
 def without(*columns: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .behaviour import Calibration
     from .errors import AdapterError, UnmergeableError
     from .merging import merge, merged
+    from .modes import training_mode
     from .registry import Method, build_config, list_methods, register
     from .targets import check_targets, resolve_targets
 
@@ -35,6 +36,7 @@ _HOMES = {
     "behaviour": ("Calibration",),
     "errors": ("AdapterError", "UnmergeableError"),
     "merging": ("merge", "merged"),
+    "modes": ("training_mode",),
     "registry": ("Method", "build_config", "list_methods", "register"),
     "targets": ("check_targets", "resolve_targets"),
 }  # fmt: skip
@@ -58,6 +60,7 @@ __all__ = [
     "save_adapter",
     "state_of",
     "trainable",
+    "training_mode",
     "unsaved",
 ]
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .behaviour import Calibration, behaviour_of, quiet
 from .check import check_names
@@ -68,7 +70,17 @@ def _put(model: nn.Module, config: PeftConfig, adapter_name: str, data: Calibrat
         raise AdapterError(f"there is an adapter called {adapter_name!r} already", "choose another adapter_name")
     adapted = behaviour.add(model, config, adapter_name, data)
     behaviour.attach(adapted)
+    _show_sizes(adapted)
     return adapted
+
+
+def _show_sizes(model: nn.Module) -> None:
+    """Let PEFT's wrappers of convolutions tell stride, kernel and the like, as MobileNetV2 reads them to pad."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and isinstance(layer.get_base_layer(), _ConvNd):
+            for name in _ConvNd.__constants__:
+                if not hasattr(layer, name):
+                    setattr(layer, name, getattr(layer.get_base_layer(), name))
 
 
 def load_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> PeftModel:
@@ -95,6 +107,7 @@ def load_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
                 adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, config=config)
             _check_complete(adapted, Path(folder), adapter_name)
             behaviour_of(config).attach(adapted)
+            _show_sizes(adapted)
     except (*_MISFITS, OSError, SafetensorError) as error:
         if isinstance(error, AdapterError):
             raise

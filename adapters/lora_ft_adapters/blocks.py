@@ -1,201 +1,118 @@
 """What a model is made of, read from its modules: no table of model names.
 
-Names are those of the bare model: a module that an adapter wraps keeps its name, and so do the modules inside it.
+Names are those of the bare model, see `modules`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .errors import AdapterError
-
-_CHANNEL_COUNTS = ("out_channels", "num_features", "num_channels")
-_WIDTHS = ("out_features", "outfeatures", "nf", "embedding_dim", "embed_dim", "normalized_shape")
-
-
-@dataclass(frozen=True)
-class Width:
-    """Size of the feature axis of a module's input or output; `dim` is -1, or the channel axis of a convolution."""
-
-    features: int
-    dim: int = -1
+from .modules import (
+    Width,
+    conv_rank,
+    has_attention,
+    is_attention,
+    join,
+    linear_sizes,
+    linears,
+    output_width,
+    own_width,
+    unwrapped,
+    walk,
+    weight_layers,
+)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: `stack` is the list it stands in, `index` its place there."""
+    """One block of a transformer or of a convolutional network.
+
+    Attributes:
+        name: of the module.
+        stack: what it is counted in: an encoder, a decoder, a vision tower, the whole of a convolutional network.
+        index: its number in the stack, through all stages.
+        module: the block itself, bare.
+        stage: name of the stage it is in, "" in a stack without stages.
+    """
 
     name: str
     stack: str
     index: int
     module: nn.Module
+    stage: str = ""
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module that adapters wrap, or the module itself."""
-    while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        module = module.get_submodule("base_layer" if isinstance(module, BaseTunerLayer) else "original_module")
-    return module
-
-
-def walk(module: nn.Module, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules` as if no adapter were there."""
-    seen = set() if seen is None else seen
-    module = unwrapped(module)
-    if id(module) in seen:
-        return
-    seen.add(id(module))
-    yield name, module
-    for child_name, child in module.named_children():
-        yield from walk(child, f"{name}.{child_name}" if name else child_name, seen)
-
-
-def lookup(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
-    """(bare parent, module as it stands there, adapted or not) of a name from `walk`."""
-    *path, last = name.split(".")
-    parent = unwrapped(model)
-    for part in path:
-        parent = unwrapped(parent.get_submodule(part))
-    return parent, parent.get_submodule(last)
-
-
-def is_linear(module: nn.Module) -> bool:
-    """A linear map over the last axis, quantised or not, of torch, Transformers (`Conv1D`) or another library."""
-    if next(module.children(), None) is not None:
-        return False
-    sizes = [(getattr(module, a, None), getattr(module, b, None)) for a, b in (("in_features", "out_features"),
-             ("infeatures", "outfeatures"), ("nx", "nf"))]  # fmt: skip
-    return any(isinstance(i, int) and isinstance(o, int) for i, o in sizes)
-
-
-def linear_sizes(module: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear module."""
-    for a, b in (("in_features", "out_features"), ("infeatures", "outfeatures"), ("nx", "nf")):
-        if isinstance(getattr(module, a, None), int):
-            return int(getattr(module, a)), int(getattr(module, b))
-    raise AdapterError(f"{type(module).__name__} is not a linear layer")
-
-
-def _own_width(module: nn.Module) -> Width | None:
-    for attribute in _CHANNEL_COUNTS:
-        value = getattr(module, attribute, None)
-        if isinstance(value, int):
-            # A convolution's input may lack the batch axis, so count from the end; norms always have it.
-            kernel = getattr(module, "kernel_size", None)
-            return Width(value, -1 - len(kernel) if isinstance(kernel, tuple) else 1)
-    for attribute in _WIDTHS:
-        value = getattr(module, attribute, None)
-        value = value[-1] if isinstance(value, tuple) and value else value
-        if isinstance(value, int):
-            return Width(value)
-    weight = module._parameters.get("weight")
-    return Width(weight.shape[0]) if weight is not None and weight.dim() == 1 else None
-
-
-def output_width(name: str, module: nn.Module) -> Width:
-    """The feature axis of what `module` returns, from itself or the last layer inside it.
-
-    Raises:
-        AdapterError: nothing inside tells its size.
-    """
-    for _, inner in reversed(list(walk(module))):
-        found = _own_width(inner)
-        if found:
-            return found
-    raise AdapterError(
-        f"{name} ({type(module).__name__}) does not tell the size of its output", "name a layer with weights"
-    )
+# Name of a stack, and (name, module, stage) of each of its blocks.
+_Stack = tuple[str, list[tuple[str, nn.Module, str]]]
+# Elements of a list with their names in it, which are numbers unless somebody chose others.
+_Elements = Sequence[tuple[str, nn.Module]]
 
 
 def stream_width(model: nn.Module, name: str, module: nn.Module) -> Width:
-    """`output_width`, but for an attention block and modules inside it the width of the block's residual stream.
+    """`output_width`, but inside attention blocks and after convolutional ones the width of the residual stream.
 
-    A mixture of experts ends with whatever its class defines last, which may be a gate with one output.
+    A mixture of experts ends with whatever its class defines last, which may be a gate with one output. ConvNeXt's
+    blocks end with a linear layer over the last axis, and give (B, C, H, W) all the same.
     """
-    if _own_width(module) is None:
-        for stack, elements in _attention_stacks(model, ""):
-            for i, element in enumerate(elements):
-                if f"{name}.".startswith(f"{stack}.{i}.") and linears(element):
-                    return Width(linear_sizes(linears(element)[0][1])[0])
+    if own_width(module) is None:
+        for block in _counted(_attention_stacks(model)):
+            if f"{name}.".startswith(f"{block.name}.") and linears(block.module):
+                return Width(linear_sizes(linears(block.module)[0][1])[0])
+        rank = conv_rank(module)
+        if rank and not has_attention(module):
+            return Width(output_width(name, module).features, -1 - rank)
     return output_width(name, module)
-
-
-def input_width(name: str, module: nn.Module) -> Width:
-    """The feature axis of what `module` takes, from the first layer inside it.
-
-    Raises:
-        AdapterError: nothing inside tells its size.
-    """
-    for _, inner in walk(module):
-        if is_linear(inner):
-            return Width(linear_sizes(inner)[0])
-        channels = getattr(inner, "in_channels", None)
-        if isinstance(channels, int):
-            return Width(channels, -1 - len(inner.kernel_size))  # type: ignore[arg-type]
-    raise AdapterError(
-        f"{name} ({type(module).__name__}) does not tell the size of its input", "name a linear or conv layer"
-    )
-
-
-def linears(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Linear layers inside, in the order of definition; those of `nn.MultiheadAttention` are never called."""
-    hidden = [n for n, m in walk(module) if isinstance(m, nn.MultiheadAttention)]
-    return [
-        (n, m) for n, m in walk(module) if is_linear(m) and not any(n == h or n.startswith(f"{h}.") for h in hidden)
-    ]
-
-
-def is_attention(path: str) -> bool:
-    """Whether a path inside a block belongs to an attention module."""
-    return any("att" in part.lower() and "norm" not in part.lower() for part in path.split("."))
-
-
-def has_attention(module: nn.Module) -> bool:
-    """Whether a module holds attention: a linear layer of that name, or torch's own module."""
-    return any(isinstance(m, nn.MultiheadAttention) or (is_linear(m) and is_attention(n)) for n, m in walk(module))
 
 
 def transformer_blocks(model: nn.Module) -> list[Block]:
     """The blocks of every stack of the model (encoder, decoder, vision tower), in order.
 
-    A stack is a `ModuleList` whose elements hold attention; where no list does, the outermost list with the most
-    elements of one class.
+    A stack is a list whose elements hold attention. Where none does, the residual blocks of a convolutional network
+    are one stack; where there are no convolutions either, the outermost list with the most elements of one class is.
+    Stages that stand in a list (Swin, SegFormer, ResNet) are parts of one stack. Unused blocks are left out.
 
     Raises:
         AdapterError: there is no such list.
     """
-    stacks = _attention_stacks(model, "")
-    if not stacks:
-        lists = [s for s in _lists(model, "") if len(s[1]) > 1 and len({type(unwrapped(e)) for e in s[1]}) == 1]
-        stacks = [max(lists, key=lambda s: len(s[1]))] if lists else []
-    if not stacks:
-        raise AdapterError("no list of transformer blocks was found in this model", "give target_modules")
-    return [
-        Block(f"{name}.{i}", name, i, unwrapped(element))
-        for name, elements in stacks
-        for i, element in enumerate(elements)
-    ]
+    found = _attention_stacks(model) or _conv_stack(model)
+    if not found:
+        lists = [s for s in _lists(model, "") if len(s[1]) > 1 and len({type(unwrapped(e)) for _, e in s[1]}) == 1]
+        found = [_flat(*max(lists, key=lambda s: len(s[1])))] if lists else []
+    if not found:
+        raise AdapterError(
+            "no list of transformer blocks, or of residual ones, was found in this model", "give target_modules"
+        )
+    idle = {b.name for b in unused_blocks(model)}
+    return [b for b in _counted(found) if b.name not in idle]
+
+
+def unused_blocks(model: nn.Module) -> list[Block]:
+    """Blocks of a vision tower behind the one whose output the model reads (LLaVA's `vision_feature_layer`)."""
+    root: nn.Module = getattr(model, "get_base_model", lambda: model)()
+    read = getattr(getattr(root, "config", None), "vision_feature_layer", None)
+    if not isinstance(read, int | list | tuple):
+        return []
+    tower = [b for b in _counted(_attention_stacks(root)) if "vision" in b.stack]
+    # Hidden state 0 is what goes into block 0, so there is one more of them than of blocks.
+    used = max(n if n >= 0 else len(tower) + 1 + n for n in ([read] if isinstance(read, int) else read))
+    return [b for b in tower if b.index >= used]
 
 
 def stacks(model: nn.Module) -> list[Block]:
-    """The blocks of every stack, bare names: transformer blocks, or else the elements of the outermost sequences."""
+    """The blocks of every stack, bare names, or else the elements of the outermost sequences."""
     root: nn.Module = getattr(model, "get_base_model", lambda: model)()
     try:
         return transformer_blocks(root)
     except AdapterError:
-        found = list(_sequences(unwrapped(root), ""))
-        return [Block(f"{n}.{i}" if n else str(i), n, i, e) for n, es in found for i, e in enumerate(es)]
+        return _counted([_flat(n, es) for n, es in _sequences(unwrapped(root), "")])
 
 
-def _sequences(module: nn.Module, name: str) -> Iterator[tuple[str, Sequence[nn.Module]]]:
-    if isinstance(module, nn.Sequential | nn.ModuleList) and len(module) > 1:
-        yield name, list(module)
-        return
-    for child_name, child in module.named_children():
-        yield from _sequences(unwrapped(child), f"{name}.{child_name}" if name else child_name)
+def is_convolutional(block: Block) -> bool:
+    """Whether a block puts out channels in front of pixels or time steps."""
+    return bool(conv_rank(block.module)) and not has_attention(block.module)
 
 
 def block_at(name: str, blocks: Sequence[Block]) -> Block | None:
@@ -204,39 +121,113 @@ def block_at(name: str, blocks: Sequence[Block]) -> Block | None:
     return max(inside, key=lambda b: len(b.name), default=None)
 
 
-def _lists(module: nn.Module, name: str) -> Iterator[tuple[str, Sequence[nn.Module]]]:
-    """Outermost lists of modules with parameters, by name."""
+def _counted(found: Sequence[_Stack]) -> list[Block]:
+    """Blocks with their numbers; stages are kept where a stack has several."""
+    blocks = [Block(n, stack, i, unwrapped(m), s) for stack, es in found for i, (n, m, s) in enumerate(es)]
+    staged = {stack for stack, es in found if len({s for *_, s in es}) > 1}
+    return [b if b.stack in staged else replace(b, stage="") for b in blocks]
+
+
+def _elements(module: nn.Module) -> _Elements:
+    return [(n, m) for n, m in module._modules.items() if m is not None]
+
+
+def _flat(name: str, elements: _Elements) -> _Stack:
+    return name, [(join(name, n), e, name) for n, e in elements]
+
+
+def _sequences(module: nn.Module, name: str) -> Iterator[tuple[str, _Elements]]:
+    """Outermost lists and sequences of several modules, by name."""
     module = unwrapped(module)
-    if isinstance(module, nn.ModuleList) and len(module) and any(True for _ in module.parameters()):
-        yield name, list(module)
+    if isinstance(module, nn.Sequential | nn.ModuleList) and len(module) > 1:
+        yield name, _elements(module)
         return
     for child_name, child in module.named_children():
-        yield from _lists(child, f"{name}.{child_name}" if name else child_name)
+        yield from _sequences(child, join(name, child_name))
 
 
-def _attention_stacks(module: nn.Module, name: str) -> list[tuple[str, Sequence[nn.Module]]]:
-    found: list[tuple[str, Sequence[nn.Module]]] = []
-    for stack, elements in _lists(module, name):
-        if any(has_attention(e) for e in elements):
-            found += _innermost(stack, elements)
-    return found
+def _lists(module: nn.Module, name: str) -> Iterator[tuple[str, _Elements]]:
+    """Outermost lists of modules with parameters, by name; a sequence only where all of it is attention blocks."""
+    module = unwrapped(module)
+    if isinstance(module, nn.Sequential | nn.ModuleList) and any(True for _ in module.parameters()):
+        whole = [e for e in module if any(True for _ in e.parameters())]
+        if isinstance(module, nn.ModuleList) or all(has_attention(e) for e in whole):
+            yield name, _elements(module)
+            return
+    for child_name, child in module.named_children():
+        yield from _lists(child, join(name, child_name))
 
 
-def _innermost(stack: str, elements: Sequence[nn.Module]) -> list[tuple[str, Sequence[nn.Module]]]:
-    """Lists inside `elements` that are stacks themselves (Swin's stages, ALBERT's groups), or `elements`.
+def _attention_stacks(model: nn.Module) -> list[_Stack]:
+    lists = [(n, es) for n, es in _lists(model, "") if any(has_attention(e) for _, e in es)]
+    return [(n, _innermost(n, es)) for n, es in lists]
+
+
+def _innermost(name: str, elements: _Elements) -> list[tuple[str, nn.Module, str]]:
+    """The blocks of a list: of lists inside its elements (Swin's stages, ALBERT's groups), or the elements.
 
     T5 keeps attention and feed-forward of one block in a list too: not every element of that one has attention.
     """
-    inner = [found for i, e in enumerate(elements) for found in _lists(e, f"{stack}.{i}")]
-    inner = [(n, es) for n, es in inner if all(has_attention(e) for e in es)]
+    inner = [(join(name, own), n, es) for own, e in elements for n, es in _lists(e, join(name, own))]
+    inner = [(stage, n, es) for stage, n, es in inner if all(has_attention(e) for _, e in es)]
     if not inner:
-        return [(stack, elements)]
-    return [found for n, es in inner for found in _innermost(n, es)]
+        return _flat(name, elements)[1]
+    return [(block, module, stage) for stage, n, es in inner for block, module, _ in _innermost(n, es)]
+
+
+def _conv_stack(model: nn.Module) -> list[_Stack]:
+    """The residual blocks of a convolutional network in order, else its convolutions that stand in sequences."""
+    for least in (2, 1):
+        lists = list(_conv_lists(model, "", least))
+        blocks = [b for n, es in lists for b in _conv_blocks(n, es, least)]
+        if len(blocks) > 1:
+            return [(_shared([n for n, _ in lists]), blocks)]
+    return []
+
+
+def _shared(names: Sequence[str]) -> str:
+    """The name of the innermost module that holds all of these, "" for the model."""
+    parts = zip(*(n.split(".") for n in names), strict=False)
+    return ".".join(p[0] for p in takewhile(lambda p: len(set(p)) == 1, parts))
+
+
+def _conv_lists(module: nn.Module, name: str, least: int) -> Iterator[tuple[str, _Elements]]:
+    """Outermost sequences of which at least half the elements with weights are blocks of `least` layers or more.
+
+    A convolution with its norm is no residual block, and half leaves room for a stem and an end in the same sequence.
+    A stage may be one residual block, but one convolution is no sequence.
+    """
+    module = unwrapped(module)
+    if isinstance(module, nn.Sequential | nn.ModuleList):
+        held = [(conv_rank(e), len(weight_layers(e))) for e in module]
+        weighty = sum(size > 0 for _, size in held)
+        blocks = sum(rank > 0 and size >= least for rank, size in held)
+        if 2 * blocks >= weighty and blocks >= (2 if least == 1 else 1):
+            yield name, _elements(module)
+            return
+    for child_name, child in module.named_children():
+        yield from _conv_lists(child, join(name, child_name), least)
+
+
+def _conv_blocks(name: str, elements: _Elements, least: int) -> list[tuple[str, nn.Module, str]]:
+    """(name, module, stage) of the blocks in a sequence, those of sequences of blocks inside it one by one."""
+    inner = {n: list(_conv_lists(e, join(name, n), least)) for n, e in elements}
+    nested = least > 1 and any(inner.values())
+    found: list[tuple[str, nn.Module, str]] = []
+    for key, element in elements:
+        own = join(name, key)
+        if nested and inner[key]:
+            found += [(n, m, own) for list_name, es in inner[key] for n, m, _ in _conv_blocks(list_name, es, least)]
+        elif conv_rank(element):
+            found.append((own, element, own if nested else name))
+    return found
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where adapters go in one block; names are relative to the block.
+    """Where adapters go in one block; names are relative to the block, and "" is the block itself.
+
+    A convolutional block is one part, its output that of the residual sum.
 
     Attributes:
         attention: outputs of the attention modules.
@@ -253,6 +244,8 @@ class Places:
 
 def places(block: Block) -> Places:
     """The linear layers (or, for mixtures of experts and torch's own attention, modules) that end each part."""
+    if is_convolutional(block):
+        return Places((), "", "", "")
     layers = linears(block.module)
     multihead = [n for n, m in walk(block.module) if isinstance(m, nn.MultiheadAttention)]
     if not layers:

@@ -7,10 +7,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from peft import LoraConfig
 from torch import nn
 
 from .blocks import stacks
 from .errors import AdapterError, did_you_mean
+from .modules import embedding_ends
 from .targets import check_targets, plain_modules
 
 _PLAIN = (bool, int, float, str, list, tuple, set, dict, type(None))
@@ -136,7 +138,7 @@ def check_ties(model: nn.Module, config: Any) -> None:
     """
     if getattr(config, "ensure_weight_tying", False) or isinstance(getattr(config, "target_modules", None), str | None):
         return
-    ends = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    ends = embedding_ends(model)
     weights = [getattr(e, "weight", None) for e in ends]
     if weights[0] is None or weights[0] is not weights[1]:
         return
@@ -146,6 +148,25 @@ def check_ties(model: nn.Module, config: Any) -> None:
             f"{tied[0]} shares its weight with the other end of the model, so a change of it could never be merged",
             "leave it out, or ensure_weight_tying: true",
         )
+
+
+def check_convolutions(model: nn.Module, config: Any) -> None:
+    """Refuse LoRA on a convolution that PEFT would copy wrongly.
+
+    PEFT's LoRA layer has the kernel, stride and padding of the base's, but neither its dilation nor its padding mode.
+
+    Raises:
+        AdapterError: a target has one of these.
+    """
+    targets = getattr(config, "target_modules", None)
+    if not isinstance(config, LoraConfig) or not targets or isinstance(targets, str):
+        return
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    named = [(n, m) for n, m in plain_modules(model) if isinstance(m, kinds) and _is_target(n, targets)]
+    for name, module in named:
+        if set(module.dilation) != {1} or module.padding_mode != "zeros":
+            what = f"dilation {module.dilation} and padding_mode {module.padding_mode!r}"
+            raise AdapterError(f"{name} has {what}, which PEFT's LoRA ignores", "leave it out, or houlsby or layers")
 
 
 def _is_target(name: str, targets: Iterable[str]) -> bool:

@@ -12,6 +12,13 @@ from torch.func import functional_call
 
 from .layer import AdapterLayer, first_tensor, on_tensor
 
+COPY = "lft_unfrozen_"
+
+
+def is_copy(name: str) -> bool:
+    """Whether a parameter of this name is a trained copy of one of the base's own."""
+    return f".{COPY}" in name
+
 
 def _plus(change: Tensor, y: Tensor) -> Tensor:
     return (y.to(change.dtype) + change).to(y.dtype)
@@ -56,7 +63,7 @@ def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 class CopyLayer(AdapterLayer):
     """A module that runs with the copies of its own parameters."""
 
-    prefix = "lft_unfrozen_"
+    prefix = COPY
     cannot_merge = "the MLP beside the head has no place in the base"
 
     def __init__(self, base_layer: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .behaviour import quiet
 from .errors import AdapterError, UnmergeableError
+from .modules import embedding_ends
 
 
 def merge(model: PeftModel) -> nn.Module:
@@ -74,8 +75,7 @@ def _unmerge(model: PeftModel, held: list[tuple[nn.Parameter, Tensor]]) -> None:
 def _unshare(model: PeftModel) -> None:
     """Give repeated layers weights of their own; PEFT would merge each one's adapter into the weight they share."""
     bare: Any = model.get_base_model()
-    ends = [find() for find in (bare.get_input_embeddings, bare.get_output_embeddings)]
-    seen = {id(p) for end in ends if end is not None for p in end.parameters()}
+    seen = {id(p) for end in embedding_ends(bare) if end is not None for p in end.parameters()}
     held: set[int] = set()
     for module in bare.modules():
         for name, p in list(module.named_parameters(recurse=False)):

@@ -17,9 +17,10 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists, onload_layer
 from torch import Tensor, nn
 
-from .blocks import Block, is_linear, lookup, transformer_blocks, walk
+from .blocks import Block, transformer_blocks
 from .errors import AdapterError
 from .layer import AdapterLayer
+from .modules import is_linear, lookup, walk
 
 WRITTEN = "written"  # metadata of a config field that the tuner fills in, never a user
 
@@ -214,7 +215,7 @@ class AdapterTuner(BaseTuner):
 
 
 def chosen_blocks(config: AdapterConfig, model: nn.Module) -> list[Block]:
-    """The transformer blocks that `layers_to_transform` and `layers_pattern` leave.
+    """The blocks that `layers_to_transform` and `layers_pattern` leave.
 
     Raises:
         AdapterError: the model has no list of blocks, or none of these numbers.
@@ -222,7 +223,8 @@ def chosen_blocks(config: AdapterConfig, model: nn.Module) -> list[Block]:
     patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern or []
     blocks = transformer_blocks(model)
     if patterns:
-        blocks = [b for b in blocks if any(f".{b.stack}".endswith(f".{p}") for p in patterns)]
+        lists = {b.name: (f".{b.stack}", f".{b.name.rpartition('.')[0]}") for b in blocks}
+        blocks = [b for b in blocks if any(n.endswith(f".{p}") for n in lists[b.name] for p in patterns)]
     wanted = config.layers_to_transform
     if wanted is None:
         return blocks

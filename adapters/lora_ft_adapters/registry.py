@@ -17,11 +17,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
 from .behaviour import quiet
-from .check import check_names, check_ties, check_values
+from .check import check_convolutions, check_names, check_ties, check_values
 from .errors import AdapterError, did_you_mean
 from .plugin import WRITTEN, AdapterConfig
 from .shapes import Fit
-from .targets import all_linear, resolve_targets
+from .targets import all_linear, body, resolve_targets
 
 # Set by PEFT or by us while the adapter is built and saved; never a user's choice.
 _NOT_OPTIONS = {
@@ -39,7 +39,8 @@ class Method:
         config_class: the PEFT config class whose fields are the method's options.
         defaults: options that differ from PEFT's own defaults, with the reason in the file that sets them.
         fixed: options that make the method what it is; another value is refused.
-        targets: `target_modules` when the user names none; None when the config finds its own.
+        targets: `target_modules` when the user names none; None when the config finds its own. With "body" the linear
+            layers and, in convolutional models, the convolutions; "all-linear" where the model is not known yet.
         fit: values for options the user left out that depend on the model's shapes: (options, model) -> values.
         lr_scales: parts of parameter names -> factor on the learning rate.
         family: heading under which it is listed.
@@ -146,14 +147,36 @@ def build_config(
     check_values(f"method {name!r}", method.config_class, options)
     values = {**method.defaults, **options, **method.fixed}
     if "target_modules" in allowed and values.get("target_modules") is None and not values.get("target_parameters"):
-        values["target_modules"] = method.targets  # all layers beat attention only at equal size (Schulman 2025)
+        values["target_modules"] = _default_targets(method, values, model)
     if model is not None:
         _settle(method, values, options, model)
         check_names(model, SimpleNamespace(**values))
     config = _construct(method, values, task_type)
     if model is not None and not method.plug_in:
         check_ties(model, config)
+        check_convolutions(model, config)
     return config
+
+
+def _default_targets(method: Method, values: Mapping[str, Any], model: nn.Module | None) -> str | list[str] | None:
+    """All layers, which beat attention only at equal size (Schulman 2025).
+
+    Raises:
+        AdapterError: the model has no layer of the kind.
+    """
+    if method.targets not in ("body", "all-linear") or model is None:
+        return "all-linear" if method.targets == "body" else method.targets
+    linear, convolutions, complete = body(model, values.get("modules_to_save"))
+    if method.targets == "body" and convolutions:
+        return [*linear, *convolutions]
+    if linear and not complete:
+        return linear
+    if not linear and not isinstance(values.get("exclude_modules"), str):
+        raise AdapterError(
+            f"method {method.name!r} works on linear layers, and this model has none in its body",
+            "lora, houlsby, layers or full, which take convolutions too; or target_modules",
+        )
+    return "all-linear"
 
 
 def _settle(method: Method, values: dict[str, Any], options: Mapping[str, Any], model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from . import blocks
+from . import modules
 from .targets import matches, plain_modules
 
 
@@ -25,7 +25,7 @@ def targeted(model: nn.Module, target_modules: str | Iterable[str] | None) -> li
 
 def linear_sizes(model: nn.Module, target_modules: str | Iterable[str] | None) -> list[tuple[int, int]]:
     """(inputs, outputs) of every targeted linear layer; all linear layers when nothing is targeted."""
-    return [blocks.linear_sizes(m) for _, m in targeted(model, target_modules) if blocks.is_linear(m)]
+    return [modules.linear_sizes(m) for _, m in targeted(model, target_modules) if modules.is_linear(m)]
 
 
 Fit = Callable[[Mapping[str, Any], nn.Module], dict[str, Any]]

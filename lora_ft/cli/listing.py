@@ -59,9 +59,9 @@ def _entries(axis: Axis) -> dict[str, str]:
 
         return preset_names()
     if axis is Axis.models:
-        from lora_ft.models.builtin import BUILTINS
+        from lora_ft.models.builtin import builtins
 
-        return {f"builtin:{n}": m.description for n, m in BUILTINS.items()}
+        return {f"builtin:{n}": m.description for n, m in builtins().items()}
     from lora_ft import registry
 
     axes: dict[Axis, registry.Registry[Any]] = {

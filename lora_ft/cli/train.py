@@ -13,9 +13,10 @@ from lora_ft.runs import Run
 if TYPE_CHECKING:
     from lora_ft.recipe import Resolved
 
+SHOWN_WAIT = 0.02  # share of the training's time
 KEYS = (
     "status", "metrics", "trainable_parameters", "total_parameters", "tokens", "tokens_per_s", "peak_memory_bytes",
-    "wall_s",
+    "wall_s", "data_wait_share",
 )  # fmt: skip
 INTRODUCTION = """lora-ft train needs a recipe: a YAML file that names a base model and your data. For example:
 
@@ -102,11 +103,13 @@ def _next(path: Path, facts: dict[str, Any]) -> str:
     use = f"  lora-ft predict {quoted} --input ROWS --output answers.jsonl"
     if facts.get("chats"):
         use = f"  lora-ft chat {quoted}                    talk to it (--base: to the model before)"
+    waited = facts["data_wait_share"]
+    waiting = f", {waited:.0%} of the training waited for data" if waited >= SHOWN_WAIT else ""
     return (
         f"run      {path}\n"
         f"adapter  {Run(path).final.adapter}\n"
         f"trained  {facts['tokens']:,} tokens in {facts['train_s']:.0f} s ({facts['tokens_per_s']:.0f} tok/s), "
-        f"{facts['wall_s']:.0f} s in all, peak memory {facts['peak_memory_bytes'] / 2**30:.2f} GiB\n\n"
+        f"{facts['wall_s']:.0f} s in all, peak memory {facts['peak_memory_bytes'] / 2**30:.2f} GiB{waiting}\n\n"
         f"next:\n"
         f"{use}\n"
         f"  lora-ft eval {quoted}                    which rows changed, and how sure that is\n"

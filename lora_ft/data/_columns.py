@@ -1,6 +1,7 @@
 """Columns of a file under the names that a format knows, and the group of each row."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lora_ft.errors import DataError, Problem, did_you_mean
@@ -33,7 +34,7 @@ def renamed(rows: Sequence[Row], columns: Mapping[str, str], source: str, answer
             )
     back = {theirs: ours for ours, theirs in columns.items() if theirs in found}
     return [
-        Row({back.get(k, k): v for k, v in r.values.items() if k in back or k not in back.values()}, r.where)
+        replace(r, values={back.get(k, k): v for k, v in r.values.items() if k in back or k not in back.values()})
         for r in rows
     ]
 
@@ -63,7 +64,7 @@ def groups(rows: Sequence[Row], column: str | None, source: str) -> list[str]:
 def aligned(rows: Sequence[Row], without: str | None) -> list[Row]:
     """All rows with the same columns in the same order, None where a row lacks one; the group is no input."""
     columns = [c for c in _union(rows) if c != without]
-    return [Row({c: r.values.get(c) for c in columns}, r.where) for r in rows]
+    return [replace(r, values={c: r.values.get(c) for c in columns}) for r in rows]
 
 
 def _union(rows: Sequence[Row]) -> dict[str, None]:
@@ -81,7 +82,7 @@ def _with_parts(rows: Sequence[Row], names: set[str]) -> Sequence[Row]:
     if not any(len(path) > 1 for path in paths):
         return rows
     return [
-        Row({**r.values, **{".".join(p): v for p in paths if (v := _part(r.values, p)) is not None}}, r.where)
+        replace(r, values={**r.values, **{".".join(p): v for p in paths if (v := _part(r.values, p)) is not None}})
         for r in rows
     ]
 

@@ -11,6 +11,15 @@
 | choices | question, choices: [str], label?: int |
 | pairs | anchor, positive?, negative? |
 | arrays | inputs: array or {name: array}, target?: number or array |
+| labelled_image | image, label? (str, int or float) or labels? (list of str) |
+| image_mask | image, mask? |
+| boxes | image, boxes?: [[x, y, width, height]], labels?: [str], crowd?: [bool] (left out: none is), id? |
+| labelled_audio | audio, label? or labels?, as labelled_image |
+| audio_text | audio, text? |
+| image_conversation | messages: [{role, content: [{type: text, text} or {type: image, image}]}] |
+
+Images, masks and sounds are as the row has them: a path from the example's root, the bytes of a file, {bytes, path},
+{array, sampling_rate}, an array, or a PIL image. Nothing is read before a task asks for it.
 """
 
 from collections.abc import Mapping, Sequence

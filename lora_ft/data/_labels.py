@@ -1,14 +1,17 @@
 """What labels examples carry, whichever field holds them."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_ft.records import Example
 
 LABELS = ("label", "labels", "tags", "answers", "target")
 FREE = ("completion", "negative")
-NOT_INPUT = frozenset({*LABELS, *FREE, "id"})
+NOT_INPUT = frozenset({*LABELS, *FREE, "id", "mask", "boxes", "crowd"})
+MEDIA = frozenset({"image", "audio", "mask"})
 FEW = 2  # so many different labels are classes however few rows there are
 
 
@@ -60,15 +63,32 @@ class Content:
 
 
 def content_of(example: Example) -> Content:
-    """The parts of an example."""
-    fields = example.fields
+    """The parts of an example; a file of an image or sound stands for what is in it."""
+    fields: dict[str, Any] = _with_files(example.fields, example.root)
     given = {k: v for k, v in fields.items() if k not in NOT_INPUT}
-    rest = {k: v for k, v in fields.items() if k in FREE}
+    rest = {k: v for k, v in fields.items() if k in FREE or k == "boxes"}
     messages = fields.get("messages")
     if messages and messages[-1].get("role") == "assistant":
         given["messages"], rest["answer"] = messages[:-1], messages[-1]
     label = {k: v for k, v in fields.items() if k in LABELS}
     return Content(frozen(given), frozen(label) if label else None, frozen(rest) if rest else None)
+
+
+def _with_files(value: Any, root: str) -> Any:
+    """The value with the digests of the files of its images and sounds, however deep."""
+    if isinstance(value, Mapping):
+        return {k: _read(v, root) if k in MEDIA else _with_files(v, root) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_files(v, root) for v in value]
+    return value
+
+
+def _read(value: Any, root: str) -> Any:
+    """The digest of a file below the root, so that two files of one name are two images; all else as it is."""
+    if not isinstance(value, str) or not (path := Path(root, value)).is_file():
+        return value
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def frozen(value: Any) -> Any:
@@ -79,6 +99,8 @@ def frozen(value: Any) -> Any:
         return tuple(sorted((k, frozen(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
         return tuple(frozen(v) for v in value)
+    if hasattr(value, "getbands"):  # a PIL image
+        return (value.size, value.mode, value.tobytes())
     if hasattr(value, "tobytes"):
         return (value.shape, value.dtype.str, value.tobytes())
     return value

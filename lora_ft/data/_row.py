@@ -12,10 +12,11 @@ MAX_PROBLEMS = 50  # stop reading a file that is not what its name says
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Values by column, and where they stand."""
+    """Values by column, where they stand, and the folder that paths in them start from."""
 
     values: Mapping[str, Any]
     where: str
+    folder: str = ""
 
 
 def text_of_file(path: Path) -> str:

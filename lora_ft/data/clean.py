@@ -9,7 +9,7 @@ from typing import Any
 from lora_ft.errors import DataError
 from lora_ft.records import Example
 
-from ._labels import LABELS, NOT_INPUT, content_of, labels_of
+from ._labels import LABELS, MEDIA, NOT_INPUT, content_of, labels_of
 
 SHOWN = 3  # places in a line
 KEPT = 100  # places in RUN/data-report.json
@@ -191,7 +191,8 @@ def _texts(value: Any, without: Collection[str] = ()) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         inner = value.get("content", "") if "role" in value else None
-        for part in [v for k, v in value.items() if k not in without and k != "id"] if inner is None else [inner]:
+        hidden = {*without, *MEDIA, "id"} if "type" not in value else {*MEDIA, "type"}
+        for part in [v for k, v in value.items() if k not in hidden] if inner is None else [inner]:
             yield from _texts(part)
     elif isinstance(value, list):
         for part in value:

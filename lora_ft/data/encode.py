@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from lora_ft.ahead import Ahead
 from lora_ft.errors import DataError, Problem
 from lora_ft.records import DataReport, Encoded, Example, Sample
 
@@ -17,8 +18,16 @@ def encode_all(
     source: str,
     format_name: str,
     max_length: int,
+    workers: int = 0,
 ) -> tuple[list[Sample], DataReport]:
     """Samples that carry labels, and the report.
+
+    Args:
+        examples: all rows.
+        encoder: of the task; raises ValueError for a row that cannot be encoded.
+        source, format_name: for the report.
+        max_length: for messages.
+        workers: threads that encode at once, for rows whose encoding reads files.
 
     Raises:
         DataError: rows that cannot be encoded; rows over max_length with `overlong: error`; nothing left; more than
@@ -28,11 +37,18 @@ def encode_all(
     outcomes: Counter[str] = Counter()
     places: dict[str, list[str]] = {}
     problems: list[Problem] = []
-    for example in examples:
+
+    def tried(example: Example) -> Encoded | ValueError:
         try:
-            encoded = encoder(example)
+            return encoder(example)
         except ValueError as error:
-            problems.append(Problem(str(error), example.where))
+            return error
+
+    with Ahead(tried, examples, workers) as results:
+        found = list(results)
+    for example, encoded in zip(examples, found, strict=True):
+        if isinstance(encoded, ValueError):
+            problems.append(Problem(str(encoded), example.where))
             continue
         outcome = encoded.outcome
         kept = [s for s in encoded.samples if s.labelled]

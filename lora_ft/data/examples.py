@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lora_ft.errors import DataError, Problem, UsageError
@@ -25,6 +26,7 @@ def load_examples(  # noqa: PLR0913 - what a caller may say of a source
     group_column: str | None = None,
     answered: bool = True,
     name: str = "data",
+    media_root: str | None = None,
 ) -> tuple[list[Example], str]:
     """Examples of `source` and the name of their format.
 
@@ -36,6 +38,7 @@ def load_examples(  # noqa: PLR0913 - what a caller may say of a source
         group_column: the file's column that holds each row's group.
         answered: whether answers must be there, as for training.
         name: of what is in memory, for messages.
+        media_root: folder of the images and sounds; default that of the rows' file.
 
     Raises:
         DataError: no format fits, a column is missing, or rows that are wrong (each named).
@@ -57,7 +60,8 @@ def load_examples(  # noqa: PLR0913 - what a caller may say of a source
             problems.append(Problem(text, row.where))
             continue
         places = [row.where] if len(found) == 1 else [f"{row.where} [{n}]" for n in range(1, len(found) + 1)]
-        examples += [Example(f, where, source, group) for f, where in zip(found, places, strict=True)]
+        root = row.folder if media_root is None else str(Path(media_root).expanduser().resolve())
+        examples += [Example(f, where, source, group, root) for f, where in zip(found, places, strict=True)]
     _raise(problems, len(rows), chosen)
     return examples, chosen.name
 
@@ -69,6 +73,7 @@ def load_sources(
     *,
     kinds: tuple[str, ...] | None = None,
     group_column: str | None = None,
+    media_root: str | None = None,
 ) -> tuple[list[Example], str, dict[str, float]]:
     """Examples of one set or of several that are mixed, the names of their formats, and the weight of each set.
 
@@ -78,6 +83,7 @@ def load_sources(
         columns: the format's column name -> the files'.
         kinds: the kinds of examples that serve; None: all.
         group_column: the files' column that holds each row's group.
+        media_root: as for `load_examples`.
 
     Raises:
         UsageError: a set is named twice, or a row is in two of them.
@@ -90,7 +96,9 @@ def load_sources(
     examples: list[Example] = []
     names: dict[str, None] = {}
     for source in sources:
-        found, name = load_examples(source.path, format_name, columns, kinds=kinds, group_column=group_column)
+        found, name = load_examples(
+            source.path, format_name, columns, kinds=kinds, group_column=group_column, media_root=media_root
+        )
         examples += found
         names[name] = None
     places = Counter(e.where for e in examples)

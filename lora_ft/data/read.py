@@ -3,13 +3,17 @@
 Every row knows its place, so that an error can say `file:line`.
 """
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+from lora_ft.cache import cached
 from lora_ft.errors import DataError, did_you_mean, nearest
 
 from ._label_names import named
+from ._media_folder import has_media, rows_of_folder
 from ._row import Row, missing
+from .generated import generators
 from .readers import readers
 
 
@@ -19,14 +23,11 @@ def read_rows(source: str) -> list[Row]:
     Raises:
         DataError: missing, empty, unreadable, or lines that are not rows (each named).
     """
-    if source.startswith("builtin:"):
-        return _read_file(builtin_path(source.removeprefix("builtin:")))
-    path, known = Path(source).expanduser(), readers()
+    builtin = source.startswith("builtin:")
+    path = builtin_path(source.removeprefix("builtin:")) if builtin else Path(source).expanduser()
+    known = readers()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file())
-        if not found:
-            raise DataError(f"no data file in this folder; readable: {' '.join(known)}", where=source)
-        return [row for file in found for row in _read_file(file)]
+        return _read_folder(path)
     if path.is_file():
         return _read_file(path)
     if path.suffix.lower() in known or source.count("/") != 1 or source.startswith((".", "/", "~")):
@@ -34,13 +35,35 @@ def read_rows(source: str) -> list[Row]:
     return _read_hub(source)
 
 
+def _read_folder(path: Path) -> list[Row]:
+    """Its data files; a README or LICENSE beside images or sounds is none."""
+    known = readers()
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file())
+    if any(p.suffix.lower() != ".txt" for p in found) or (found and not has_media(path)):
+        return [row for file in found for row in _read_file(file)]
+    rows = rows_of_folder(path)
+    if rows is None:
+        readable = " ".join(known)
+        raise DataError(f"no data file in this folder, and no image or sound; readable: {readable}", where=str(path))
+    return rows
+
+
 def builtin_path(name: str) -> Path:
-    """The file of a data set that comes with the package."""
+    """The file or folder of a data set that comes with the package, or is generated."""
     folder = Path(str(files("lora_ft.data") / "builtin"))
     path = folder / f"{name}.jsonl"
-    if not path.is_file():
-        raise DataError(f"no built-in data {name!r}; {did_you_mean(name, [p.stem for p in folder.glob('*.jsonl')])}")
-    return path
+    if path.is_file():
+        return path
+    made = generators()
+    if name not in made:
+        known = [*(p.stem for p in folder.glob("*.jsonl")), *made]
+        raise DataError(f"no built-in data {name!r}; {did_you_mean(name, known)}")
+
+    def fill(target: Path) -> bool:
+        made[name].write(target)
+        return True
+
+    return cached("data", f"{name}-{made[name].VERSION}", fill)
 
 
 def _not_found(path: Path, source: str) -> DataError:
@@ -57,7 +80,7 @@ def _read_file(path: Path) -> list[Row]:
     if reader is None:
         raise DataError(f"unknown kind of data file {path.suffix!r}; readable: {' '.join(known)}", where=str(path))
     try:
-        rows = list(reader(path))
+        rows = [replace(row, folder=str(path.parent.resolve())) for row in reader(path)]
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
     if not rows:
@@ -79,4 +102,5 @@ def _read_hub(name: str) -> list[Row]:
             f"neither a local path nor a data set that can be had from the hub: {reason}", where=name
         ) from error
     features = data.features.to_dict() if data.features else {}
-    return [Row(row, f"{name} row {i}") for i, row in enumerate(named(data, features), 1)]
+    rows = data.with_format("arrow")[:].to_pylist()  # images and sounds as {bytes, path}, which the task decodes
+    return [Row(row, f"{name} row {i}") for i, row in enumerate(named(rows, features), 1)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_ft.errors import ArtifactError, ResourceError, UsageError
-from lora_ft.records import Artifact, Batch, Probe
+from lora_ft.records import Artifact, Batch, Probe, moved
 from lora_ft.registry import ExportFormat
 from lora_ft.runs import make_readable
 from lora_ft_adapters import active
@@ -60,10 +60,10 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
         update_kept: 1 - distance to the adapted outputs / distance of base and adapted outputs (L2 over all logits).
     """
     device = next(model.parameters()).device
-    largest, same, positions, off, moved = 0.0, 0, 0, 0.0, 0.0
+    largest, same, positions, off, change = 0.0, 0, 0, 0.0, 0.0
     with torch.inference_mode():
         for p in probes:
-            got = answer(model, {k: v.to(device) for k, v in p.inputs.items()}).float().cpu()
+            got = answer(model, moved(p.inputs, device)).float().cpu()
             got = _last(got, p.adapted.shape[1])
             if got.shape != p.adapted.shape:
                 raise ArtifactError(f"outputs have shape {tuple(got.shape)}, expected {tuple(p.adapted.shape)}")
@@ -71,11 +71,11 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
             same += int((got.argmax(-1) == p.adapted.argmax(-1)).sum())
             positions += got.argmax(-1).numel()
             off += float((got - p.adapted).double().square().sum())
-            moved += float((p.base - p.adapted).double().square().sum())
+            change += float((p.base - p.adapted).double().square().sum())
     return {
         "max_difference": largest,
         "top1_agreement": same / max(1, positions),
-        "update_kept": 1.0 - (off / max(moved, 1e-30)) ** 0.5,
+        "update_kept": 1.0 - (off / max(change, 1e-30)) ** 0.5,
     }
 
 

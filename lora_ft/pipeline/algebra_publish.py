@@ -10,6 +10,7 @@ import torch
 
 from lora_ft import exports
 from lora_ft.errors import ArtifactError
+from lora_ft.exports import PROBES_FILE
 from lora_ft.exports.publish import differences
 from lora_ft.records import Artifact, Probe
 from lora_ft.report import public_name
@@ -21,7 +22,7 @@ EXACT = 1e-6  # a relative error below this is float32 rounding
 LOGIT_LIMIT = 1e-3  # of an exact result, as for a float32 merge
 PROBES, PROBE_LENGTH = 4, 16
 COMPANIONS = (
-    "probes.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    PROBES_FILE, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "preprocessor_config.json",
 )  # fmt: skip
 

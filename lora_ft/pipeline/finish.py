@@ -1,6 +1,5 @@
 """How a training ends: the final adapter written and proved, the run closed."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 
 from lora_ft import runs
 from lora_ft.errors import ArtifactError
+from lora_ft.exports import write_probes
 from lora_ft.recipe import Recipe
 from lora_ft.records import Plan
 from lora_ft.report import model_card, public_name
@@ -36,8 +36,7 @@ def save_final(recipe: Recipe, run: Run, prepared: Prepared, model: Any) -> None
     if not same or not all(bool(t.isfinite().all()) for t in saved.values()):
         raise ArtifactError("the saved adapter differs from the one in memory or is not finite", where=str(staged))
     source = (prepared.held_out or prepared.train)[:PROBES]
-    probes = [{k: v.tolist() for k, v in b.items()} for b in prepared.task.probes(source, prepared.processor)]
-    (staged / "probes.json").write_text(json.dumps(probes))
+    write_probes(staged, prepared.task.probes(source, prepared.processor))
     runs.make_readable(staged)
     shutil.rmtree(run.adapter, ignore_errors=True)
     staged.rename(run.adapter)
@@ -62,6 +61,7 @@ def close_run(
             "tokens": outcome.progress.tokens,
             "tokens_per_s": round(outcome.progress.tokens / max(outcome.progress.seconds, 1e-9), 1),
             "train_s": round(outcome.progress.seconds, 2),
+            "data_wait_share": round(outcome.progress.data_seconds / max(outcome.progress.seconds, 1e-9), 4),
             "peak_memory_bytes": peak_memory_bytes(),
             "wall_s": round(wall_s, 2),
         }

@@ -1,14 +1,12 @@
 """Held-out metrics and written answers, of the base or of the adapter on it."""
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lora_ft import runs
 from lora_ft.evaluate import evaluate
 from lora_ft.recipe import Recipe
 from lora_ft.records import Example, Judgement, Listener, LossSum, Prediction, PredictOptions, Sample
@@ -29,6 +27,15 @@ def token_budget(recipe: Recipe, model: Any, task: Task) -> int:
     return recipe.train.tokens_per_micro_batch or usual
 
 
+def unsmoothed(task: Task) -> Task:
+    """The task without label smoothing, which is of training: the loss and perplexity of rows are those of the text."""
+    options: Any = getattr(task, "options", None)
+    if not getattr(options, "label_smoothing_factor", 0):
+        return task
+    judging: Task = replace(cast(Any, task), options=options.model_copy(update={"label_smoothing_factor": 0.0}))
+    return judging
+
+
 class Judge:
     """Judges one model with one set of held-out rows.
 
@@ -36,14 +43,23 @@ class Judge:
         task: says how.
         model: PeftModel.
         processor: tokenizer or processor.
-        loss: model, batch -> LossSum.
+        loss: model, batch -> LossSum; not used where the task smooths labels.
         listener: hears of progress.
+        workers: threads that read ahead.
     """
 
     def __init__(
-        self, task: Task, model: Any, processor: Any, loss: Callable[[Any, Any], LossSum], listener: Listener
+        self,
+        task: Task,
+        model: Any,
+        processor: Any,
+        loss: Callable[[Any, Any], LossSum],
+        listener: Listener,
+        workers: int = 0,
     ) -> None:
-        self.task, self.model, self.processor, self.loss, self.listener = task, model, processor, loss, listener
+        self.task, self.model, self.processor, self.listener = unsmoothed(task), model, processor, listener
+        self.loss = loss if self.task is task else self.task.loss
+        self.workers = workers
 
     def side(self, base: bool) -> Any:
         """A context in which the model is the base, or the adapter on it."""
@@ -56,7 +72,7 @@ class Judge:
 
         def judge() -> Judgement:
             progress = partial(self.listener.progress, what)
-            found = evaluate(self.model, samples, groups, collate, self.loss, progress)
+            found = evaluate(self.model, samples, groups, collate, self.loss, progress, self.workers)
             judged = self.task.measure(samples, found.outputs) if any(found.outputs) else Judgement({}, [])
             means = dict(found.means)
             if self.task.perplexity:
@@ -77,17 +93,3 @@ class Judge:
         if cut:
             self.listener.warn(f"{len(cut)} of {len(predictions)} inputs were too long and lost a part ({cut[0]})")
         return predictions, self.task.judge(predictions)
-
-
-def answer_rows(predictions: Sequence[Prediction], right: Sequence[bool] = ()) -> list[dict[str, Any]]:
-    """Predictions as rows for a file, with the verdict where there is one."""
-    rows = [
-        {"where": p.where, "input": p.input, "output": p.output, "reference": p.reference, **p.details}
-        for p in predictions
-    ]
-    return [{**r, "right": ok} for r, ok in zip(rows, right, strict=True)] if right else rows
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """JSON lines."""
-    runs.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))

@@ -94,7 +94,7 @@ def load(
             fix="use the same files; if the model on the hub has changed, pin the old revision in a local folder",
         )
     options = encode_options(recipe, task, recipe.model, facts["encode"]["max_length"])
-    processor = load_processor(str(run.adapter)) if task.auto_class else None
+    processor = load_processor(str(run.adapter), task.processor_class) if task.auto_class else None
     fit_processor(opened.model, task, processor, grow=bool(recipe.data.add_tokens))
     try:
         model = load_adapter(opened.model, run.adapter)

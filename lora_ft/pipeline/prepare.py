@@ -6,12 +6,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+from lora_ft.ahead import auto_workers
 from lora_ft.data import encode_all
 from lora_ft.errors import UsageError
+from lora_ft.media import Media, cache
 from lora_ft.models import python_module
-from lora_ft.models.load import base_labels, check_lengths, load_processor
+from lora_ft.models.lengths import check_lengths
+from lora_ft.models.load import base_labels, load_processor
 from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
 from lora_ft.recipe import Recipe
@@ -69,22 +73,27 @@ def prepare(recipe: Recipe, listener: Listener, given: Given | None = None) -> P
     task = TASKS.get(recipe.task.type).configure(recipe.task.options())
     if given.model is None and python_module.is_spec(recipe.model):
         python_module.check_trusted(recipe.model, trust_code=given.trust_code)
+    if task.media:
+        cache.use(int(recipe.data.cache_gb * 2**30))
     found = rows.read(recipe, task, given)
     source = source_of(recipe, task, listener)
     task = _learnt(recipe, task, found, source)
     processor, new = _processor(recipe, task, source, listener)
-    options = encode_options(recipe, task, source)
+    options = encode_options(recipe, task, source, processor=processor)
+    if options.max_length < recipe.data.max_length:
+        listener.note(f"a sample holds at most {options.max_length} tokens, all that this base can read")
     encoder = task.encoder(processor, options)
     samples, report = encode_all(
-        found.training, encoder, source=found.source, format_name=found.format, max_length=options.max_length
-    )
+        found.training, encoder, source=found.source, format_name=found.format, max_length=options.max_length,
+        workers=workers(recipe, task),
+    )  # fmt: skip
     report = replace(report, sample_shown=task.show(samples[0], processor))
     held_samples: list[Sample] = []
     held_report = None
     if found.held_out:
         held_samples, held_report = encode_all(
             found.held_out, encoder, source=recipe.data.eval or "", format_name=found.format,
-            max_length=options.max_length,
+            max_length=options.max_length, workers=workers(recipe, task),
         )  # fmt: skip
     tell(report, "training", listener)
     if held_report:
@@ -115,7 +124,9 @@ def base_spec(recipe: Recipe, task: Task, source: str, given: Given | None = Non
     )  # fmt: skip
 
 
-def encode_options(recipe: Recipe, task: Task, source: str, max_length: int | None = None) -> EncodeOptions:
+def encode_options(
+    recipe: Recipe, task: Task, source: str, max_length: int | None = None, processor: Any = None
+) -> EncodeOptions:
     """How rows become tokens.
 
     Args:
@@ -123,12 +134,25 @@ def encode_options(recipe: Recipe, task: Task, source: str, max_length: int | No
         task: decides what `overlong: auto` means.
         source: of the base, whose own limit counts.
         max_length: what a finished run used, if one did.
+        processor: of the base, which may say how much it reads.
     """
     data = recipe.data
-    if max_length is None:
-        max_length = check_lengths(source, data.max_length) if task.auto_class else data.max_length
+    if max_length is None and task.auto_class:
+        max_length = check_lengths(base_spec(recipe, task, source).skeleton(), data.max_length, processor)
+    elif max_length is None:
+        max_length = data.max_length
     overlong = task.overlong if data.overlong == "auto" else data.overlong
-    return EncodeOptions(max_length, overlong, data.system_prompt, data.template)
+    return EncodeOptions(
+        max_length, overlong, data.system_prompt, data.template, data.max_pixels, data.max_seconds, data.resample
+    )
+
+
+def workers(recipe: Recipe, task: Task) -> int:
+    """Threads that read and collate ahead."""
+    wanted = recipe.data.workers
+    if wanted == "auto":
+        return auto_workers() if task.media else 0
+    return wanted
 
 
 def _learnt(recipe: Recipe, task: Task, found: Rows, source: str) -> Task:
@@ -147,11 +171,11 @@ def _learnt(recipe: Recipe, task: Task, found: Rows, source: str) -> Task:
 def _processor(recipe: Recipe, task: Task, source: str, listener: Listener) -> tuple[Any, tuple[str, ...]]:
     """The processor, and the tokens of the recipe that are new to it."""
     wanted = recipe.data.add_tokens
+    if wanted and (task.auto_class is None or task.processor_class != "AutoTokenizer"):
+        raise UsageError("data.add_tokens: there is no tokenizer to add tokens to", fix="leave it out")
     if task.auto_class is None:
-        if wanted:
-            raise UsageError("data.add_tokens: there is no tokenizer to add tokens to", fix="leave it out")
         return None, ()
-    processor = load_processor(source)
+    processor = load_processor(source, task.processor_class)
     new: tuple[str, ...] = ()
     if wanted:
         known = processor.get_vocab()
@@ -194,9 +218,16 @@ def tell(report: DataReport, what: str, listener: Listener) -> None:
 
 
 def answer_options(
-    recipe: Recipe, task: Task, processor: Any, examples: Sequence[Example], encode: EncodeOptions
-) -> tuple[list[Example], PredictOptions] | None:
-    """The held-out rows to answer in full and how, or None when that would say nothing."""
+    recipe: Recipe, task: Task, processor: Any, examples: Sequence[Example], encode: EncodeOptions,
+    listener: Listener | None = None,
+) -> tuple[list[Example], PredictOptions] | None:  # fmt: skip
+    """The held-out rows to answer in full and how, or None when that would say nothing.
+
+    Args:
+        recipe, task, processor, encode: how the run encodes rows.
+        examples: held-out rows.
+        listener: hears why long answers are not written; None where it was told before.
+    """
     settings = recipe.eval
     if settings.generate == 0 or not examples:
         return None
@@ -206,7 +237,13 @@ def answer_options(
     if not lengths:
         return None
     typical = lengths[int(0.9 * (len(lengths) - 1))]
-    if settings.generate == "auto" and typical > SHORT_ANSWER:
+    asked_for = recipe.task.options().get("metrics", "auto") != "auto"
+    if settings.generate == "auto" and typical > SHORT_ANSWER and not asked_for:
+        if listener:
+            listener.note(
+                f"held-out answers are not written and judged: most have up to {typical} tokens, and eval.generate: "
+                f"auto writes up to {SHORT_ANSWER}"
+            )
         return None
     rows = AUTO_ROWS if settings.generate == "auto" else settings.generate
     longest = settings.max_new_tokens or max(16, int(1.5 * lengths[-1]))
@@ -229,6 +266,12 @@ def _hash_into(digest: Any, value: Any) -> None:
         for name in sorted(value):
             digest.update(str(name).encode())
             _hash_into(digest, value[name])
+    elif isinstance(value, Media):
+        if value.path:
+            with Path(value.path).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            _hash_into(digest, value.content)
     elif hasattr(value, "tobytes"):
         digest.update(repr((value.dtype, value.shape)).encode() + value.tobytes())
     else:

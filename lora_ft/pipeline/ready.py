@@ -1,5 +1,6 @@
 """The adapted model: method checked, base loaded, adapter added, loss chosen."""
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,10 @@ import torch
 
 from lora_ft.errors import UsageError
 from lora_ft.models.fingerprint import fingerprint
-from lora_ft.models.load import Base, check_vocabulary, grow_embeddings, original_weights
+from lora_ft.models.load import Base, check_vocabulary, grow_embeddings, original_weights, tokenizer_of
 from lora_ft.models.opening import BaseSpec
 from lora_ft.recipe import Recipe
-from lora_ft.records import Batch, Sample
+from lora_ft.records import Batch, Sample, moved
 from lora_ft.registry import QUANTIZERS, Task
 from lora_ft.training.batching import by_length, epoch_order
 from lora_ft_adapters import (
@@ -172,7 +173,7 @@ def _check_padding(prepared: Prepared, model: Any, dtype: torch.dtype, device: t
 
     @torch.no_grad()
     def total(*samples: Sample) -> float:
-        batch = {k: v.to(device) for k, v in task.collate(samples, prepared.processor).items()}
+        batch = moved(task.collate(samples, prepared.processor), device)
         return float(task.loss(model.eval(), batch).total)
 
     together, apart = total(short, long), total(short) + total(long)
@@ -189,9 +190,9 @@ def open_base(
     recipe: Recipe, spec: BaseSpec, dtype: torch.dtype, device: torch.device, *, quantised: bool = True,
     model: Any = None,
 ) -> Base:  # fmt: skip
-    """The recipe's base, quantised as it says unless `quantised` is off; or the caller's own module, as it is."""
+    """The recipe's base, quantised as it says unless `quantised` is off; or a copy of the caller's own module."""
     if model is not None:
-        return Base(model.to(device=device, dtype=dtype).requires_grad_(False).eval())
+        return Base(copy.deepcopy(model).to(device=device, dtype=dtype).requires_grad_(False).eval())
     quantizer = QUANTIZERS.get(recipe.quant if quantised else "none")
     if recipe.quant != "none" and spec.auto_class is None:
         raise UsageError("quant: a model that a function builds is not quantised", fix="quant: none")
@@ -202,14 +203,14 @@ def open_base(
 
 def fit_processor(base: Any, task: Task, processor: Any, *, grow: bool) -> None:
     """The base with room for the processor's tokens, its padding and its ends."""
-    if processor is None:
-        return
-    if grow:
-        grow_embeddings(base, len(processor))
-    check_vocabulary(base, processor)
-    if task.new_head and getattr(base.config, "pad_token_id", None) is None:  # where the last real token is
-        base.config.pad_token_id = processor.pad_token_id
-    if getattr(base, "generation_config", None) is not None:
+    tokenizer = tokenizer_of(processor)
+    if tokenizer is not None:
+        if grow:
+            grow_embeddings(base, len(tokenizer))
+        check_vocabulary(base, tokenizer)
+        if task.new_head and getattr(base.config, "pad_token_id", None) is None:  # where the last real token is
+            base.config.pad_token_id = tokenizer.pad_token_id
+    if processor is not None and getattr(base, "generation_config", None) is not None:
         base.generation_config.update(**task.generation_defaults(base, processor))
 
 
@@ -219,7 +220,7 @@ def _calibration(recipe: Recipe, prepared: Prepared, device: torch.device) -> Ca
     rows = epoch_order(len(prepared.train), recipe.seed, 0)[: recipe.train.calibration_rows]
     samples = [prepared.train[i] for i in rows]
     groups = [[samples[i] for i in g] for g in by_length([s.length for s in samples], CALIBRATION_TOKENS)]
-    batches = [{k: v.to(device) for k, v in task.collate(g, prepared.processor).items()} for g in groups]
+    batches = [moved(task.collate(g, prepared.processor), device) for g in groups]
 
     def loss(model: Any, batch: Any) -> torch.Tensor:
         result = task.loss(model, batch)

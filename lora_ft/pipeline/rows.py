@@ -58,7 +58,7 @@ def read(recipe: Recipe, task: Task, given: Given) -> Rows:
         DataError: rows that cannot be read or are of the wrong kind.
     """
     data = recipe.data
-    options: dict[str, Any] = {"kinds": task.kinds, "group_column": data.group_column}
+    options: dict[str, Any] = {"kinds": task.kinds, "group_column": data.group_column, "media_root": data.media_root}
     if given.train is not None:
         examples, name = load_examples(given.train, data.format, data.columns, name="train", **options)
         weights: Mapping[str, float] = {}
@@ -93,7 +93,8 @@ def to_judge(recipe: Recipe, task: Task, source: str | None) -> tuple[list[Examp
         rows = read(recipe, task, Given())
         return rows.held_out, rows.source, rows.format
     name = data.format if source is None else "auto"
-    examples, name = load_examples(wanted, name, data.columns, kinds=task.kinds)
+    root = data.media_root if source is None else None
+    examples, name = load_examples(wanted, name, data.columns, kinds=task.kinds, media_root=root)
     return examples, wanted, name
 
 

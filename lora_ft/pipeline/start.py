@@ -8,9 +8,10 @@ from typing import Any
 from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_ft.errors import ArtifactError
+from lora_ft.models.fingerprint import fingerprint
 from lora_ft.records import Listener
 from lora_ft.report import public_name
 from lora_ft.runs import Run
@@ -18,9 +19,11 @@ from lora_ft.training.checkpoint import ADAPTER
 from lora_ft_adapters import AdapterError, state_of
 from lora_ft_adapters.apply import read_config
 from lora_ft_adapters.blocks import block_at, stacks
+from lora_ft_adapters.modules import embedding_ends, walk
 from lora_ft_adapters.plugin import WRITTEN
 
 BODY = "base_model.model."
+BODY_FACT = "body_fingerprint"  # in run.json
 # Options that do not change what given tensors do to the body. Which modules have tensors is told by the tensors.
 FREE = {
     "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "task_type", "inference_mode",
@@ -49,10 +52,11 @@ def start_from(model: Any, source: str, fresh: tuple[str, ...], base: str, liste
         listener: hears what was taken over.
 
     Raises:
-        ArtifactError: it cannot be read, is of another method or rank, or does not fit.
+        ArtifactError: it cannot be read, is of another method or rank, does not fit, or was trained on other weights.
     """
     folder = _folder(Path(source))
     saved = _read(folder, model.peft_config["default"], base, listener)
+    _check_body(model, folder)
     wanted = state_of(model)
     found = _renamed(saved, str(getattr(model.get_base_model(), "base_model_prefix", "") or ""), wanted)
     heads = {k for k in wanted if any(f".{m}." in k for m in fresh)}
@@ -70,6 +74,36 @@ def start_from(model: Any, source: str, fresh: tuple[str, ...], base: str, liste
     parts += [f"{len(new)} of the new head start anew"] if new else []
     parts += [f"{len(own)} outside of the blocks that it lacks start anew ({own[0]})"] if own else []
     listener.note("; ".join(parts))
+
+
+def body_fingerprint(model: Any) -> str:
+    """Which weights the transformer blocks and the input embedding of a PeftModel's base have, whatever its head.
+
+    Two are comparable where the part before the colon is the same: what is quantised is hashed as it is stored, and
+    float16 rounds otherwise than bfloat16.
+    """
+    base = model.get_base_model()
+    prefix = f"{getattr(base, 'base_model_prefix', '')}."
+    parts = [(b.name.removeprefix(prefix), b.module) for b in stacks(base)]
+    parts += [("embedding", m) for m in embedding_ends(base)[:1] if m is not None]
+    modules = [(n, m) for name, part in parts for n, m in walk(part, name)]
+    named = {f"{n}.{k}": p for n, m in modules for k, p in m.named_parameters(recurse=False) if not p.requires_grad}
+    kinds = {str(p.dtype).removeprefix("torch.") for p in named.values()}
+    kind = "float" if kinds <= {"float32", "bfloat16"} else "+".join(sorted(kinds))
+    return f"{kind}:{fingerprint(nn.ParameterDict({n.replace('.', '/'): p for n, p in named.items()}))}"
+
+
+def _check_body(model: Any, folder: Path) -> None:
+    """Refuse an adapter that was trained on other weights; a folder without a run beside it does not say on which."""
+    known = str(Run(folder.parent).facts.get(BODY_FACT, "")) if (folder.parent / "run.json").is_file() else ""
+    mine = body_fingerprint(model)
+    if known != mine and known.partition(":")[0] == mine.partition(":")[0]:
+        raise ArtifactError(
+            "start_from: that adapter was trained on another base: names, shapes or values of its body differ",
+            where=str(folder),
+            why="an adapter is a change of the weights that it was trained on, and says nothing about others",
+            fix="the model of that run; or its merged model as model, without start_from",
+        )
 
 
 def _folder(path: Path) -> Path:

@@ -18,10 +18,11 @@ from lora_ft_adapters import count_parameters
 from lora_ft_adapters.behaviour import driver_of
 from lora_ft_adapters.registry import find_method
 
+from .answer_files import answer_rows, write_rows
 from .dry_run import check, steps_of
 from .finish import close_run, save_final
-from .judge import Judge, answer_rows, token_budget, write_rows
-from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, prepare, strata, versions
+from .judge import Judge, token_budget
+from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, prepare, strata, versions, workers
 from .ready import Ready, make_ready
 from .rows import Given, absolute, absolute_sets
 from .start import start_from
@@ -54,6 +55,8 @@ class Training:
         dtype, why = _dtype(recipe.train.dtype, prepared, device)
         self.listener.note(f"base {recipe.model} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
         ready = make_ready(recipe, prepared, dtype, device)
+        if ready.fresh:
+            self.listener.note(f"starts at random, trains and is saved with the adapter: {', '.join(ready.fresh)}")
         if recipe.start_from:
             start_from(ready.model, recipe.start_from, ready.fresh, recipe.model, self.listener)
         plan, job = self._job(prepared, ready)
@@ -61,7 +64,7 @@ class Training:
             self._check_resume(job)
         self._begin(self._facts(dtype, why))
         before = self._before(prepared, ready, dtype, resume)
-        judge = Judge(prepared.task, ready.model, prepared.processor, ready.path.loss, self.listener)
+        judge = self._judge_of(prepared, ready)
         before = before or self._judge(prepared, judge, "base", base=True)
         run.update({"metrics": {"before": before}})
         self.listener.start(plan)
@@ -127,6 +130,10 @@ class Training:
             }
         )
 
+    def _judge_of(self, prepared: Prepared, ready: Ready) -> Judge:
+        threads = workers(self.recipe, prepared.task)
+        return Judge(prepared.task, ready.model, prepared.processor, ready.path.loss, self.listener, threads)
+
     def _origin(self, *path: str) -> str:
         return self.resolved.origins.get(path, "default")
 
@@ -178,7 +185,7 @@ class Training:
     def _job(self, prepared: Prepared, ready: Ready) -> tuple[Plan, loop.Job]:
         settings, task, data = self.recipe.train, prepared.task, self.recipe.data
         budget = token_budget(self.recipe, ready.model, task)
-        judge = Judge(task, ready.model, prepared.processor, ready.path.loss, self.listener)
+        judge = self._judge_of(prepared, ready)
         steps, per_epoch = steps_of(self.recipe, prepared)
         trains, total = count_parameters(ready.model)
         plan = Plan(
@@ -219,6 +226,8 @@ class Training:
             strata=strata(self.recipe, prepared),
             represent=ready.path.represent if task.whole_step else None,
             combine=task.combine if task.whole_step else None,
+            mix=task.mix,
+            workers=workers(self.recipe, task),
         )
         return plan, job
 

@@ -1,13 +1,12 @@
 """What can be done with a finished run: evaluate, predict, merge, export."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_ft import exports
-from lora_ft.data import encode_all, load_examples
-from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.data import encode_all, is_split, load_examples
+from lora_ft.errors import UsageError
 from lora_ft.evaluate import compare
 from lora_ft.evaluate.compare import Comparison
 from lora_ft.recipe import load_recipe
@@ -27,10 +26,11 @@ from lora_ft.runs import Run
 from lora_ft_adapters import build_config
 from lora_ft_adapters.behaviour import behaviour_of
 
-from .judge import Judge, answer_rows, token_budget, write_rows
+from .answer_files import answer_rows, write_predictions, write_rows
+from .judge import Judge, token_budget
 from .loading import Loaded, base_dtype, load, plain_base
-from .prepare import answer_options
-from .rows import Given, to_judge
+from .prepare import answer_options, tell, workers
+from .rows import Given, read, to_judge
 
 DEFAULT_NEW_TOKENS = 256
 MERGE_DTYPES = ("float32", "bfloat16", "float16")
@@ -45,7 +45,7 @@ def evaluate_run(
         run: the run or its folder.
         data: rows to judge on; default the run's held-out rows.
         listener: hears of progress.
-        given: see `load`.
+        given: see `load`; rows in memory are judged on as the run's own were.
 
     Returns:
         {"before": metrics, "after": metrics}; the paired comparison, or None when no row is right or wrong; and the
@@ -53,12 +53,15 @@ def evaluate_run(
     """
     listener = listener or Silent()
     loaded = load(run, listener=listener, given=given)
-    examples, source, format_name = to_judge(loaded.recipe, loaded.task, data)
-    samples, _ = encode_all(
+    examples, source, format_name = _rows(loaded, data)
+    samples, report = encode_all(
         examples, loaded.task.encoder(loaded.processor, loaded.encode), source=source, format_name=format_name,
-        max_length=loaded.encode.max_length,
+        max_length=loaded.encode.max_length, workers=workers(loaded.recipe, loaded.task),
     )  # fmt: skip
-    judge = Judge(loaded.task, loaded.model, loaded.processor, loaded.task.loss, listener)
+    tell(report, "held-out", listener)
+    judge = Judge(
+        loaded.task, loaded.model, loaded.processor, loaded.task.loss, listener, workers(loaded.recipe, loaded.task)
+    )
     sides = {side: _side(loaded, judge, samples, examples, side == "before") for side in ("before", "after")}
     metrics = {side: found.metrics for side, (found, _) in sides.items()}
     (before, told), (after, told_after) = sides["before"], sides["after"]
@@ -72,6 +75,30 @@ def evaluate_run(
     return metrics, compare(before.right, after.right), list(zip(told, told_after, strict=True))
 
 
+def _rows(loaded: Loaded, data: str | None) -> tuple[list[Example], str, str]:
+    """Rows to judge on, where they are from, and their format; those in memory must be given again.
+
+    Raises:
+        UsageError: the run's held-out rows were in memory, and nothing is given instead.
+    """
+    recipe, given, known = loaded.recipe.data, loaded.given, loaded.run.facts.get("in_memory", ())
+    part = recipe.eval is not None and is_split(recipe.eval)
+    if data is None and given.held_out is not None:
+        examples, name = load_examples(
+            given.held_out, recipe.format, recipe.columns, kinds=loaded.task.kinds, group_column=recipe.group_column,
+            name="eval", media_root=recipe.media_root,
+        )  # fmt: skip
+        return examples, "eval", name
+    if data is None and given.train is not None and part and "eval_data" not in known:
+        found = read(loaded.recipe, loaded.task, given)
+        return found.held_out, found.source, found.format
+    if data is None and ("eval_data" in known or ("train_data" in known and part)):
+        what = "held_out" if "eval_data" in known else "train"
+        fix = f"--data FILE; from Python given=lora_ft.Given({what}=THE_SAME_ROWS)"
+        raise UsageError("the held-out rows of this run were in memory", where=str(loaded.run.path), fix=fix)
+    return to_judge(loaded.recipe, loaded.task, data)
+
+
 def _side(
     loaded: Loaded, judge: Judge, samples: Sequence[Sample], examples: Sequence[Example], base: bool
 ) -> tuple[Judgement, list[Prediction]]:
@@ -79,7 +106,9 @@ def _side(
     recipe, what = loaded.recipe, "base" if base else "adapter"
     with judge.side(base):
         found = judge.held_out(samples, token_budget(recipe, loaded.model, loaded.task), f"judging the {what}: loss")()
-        chosen = answer_options(recipe, loaded.task, loaded.processor, examples, loaded.encode)
+        chosen = answer_options(
+            recipe, loaded.task, loaded.processor, examples, loaded.encode, judge.listener if base else None
+        )
         if chosen:
             told, judged = judge.answers(*chosen, f"judging the {what}: answers")
             return Judgement({**found.metrics, **judged.metrics}, judged.right), told
@@ -105,10 +134,13 @@ def predict(  # noqa: PLR0913 - one argument per option of the verb
         raise UsageError("the folder of the output file does not exist", where=str(output))
     loaded = load(run, listener=listener, given=given)
     examples, _ = load_examples(source, "auto", loaded.recipe.data.columns, kinds=loaded.task.kinds, answered=False)
-    judge = Judge(loaded.task, loaded.model, loaded.processor, loaded.task.loss, listener)
+    judge = Judge(
+        loaded.task, loaded.model, loaded.processor, loaded.task.loss, listener, workers(loaded.recipe, loaded.task)
+    )
     options = PredictOptions(max_new_tokens, batch_size, loaded.encode)
     predictions, _ = judge.answers(examples, options, "answers")
-    write_rows(output, answer_rows(predictions))
+    for path in write_predictions(output, predictions, coco=loaded.task.coco)[1:]:
+        listener.note(f"wrote {path}")
     return len(predictions)
 
 
@@ -121,14 +153,6 @@ def _check_base_fits(run: Run, full_precision: bool) -> None:
             f"a {method.type} adapter holds the error of its quantised base, which the full base does not have",
             fix="lora-ft export --format peft, and use it on the quantised base",
         )
-
-
-def _probe_inputs(run: Run) -> list[dict[str, Any]]:
-    try:
-        inputs: list[dict[str, Any]] = json.loads((run.adapter / "probes.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError("the run's probe inputs are missing or unreadable", where=str(run.adapter)) from error
-    return inputs
 
 
 def merge(
@@ -169,7 +193,7 @@ def export(
     quantised = run.facts["quant"] != "none" and not chosen.full_precision
     _check_base_fits(run, chosen.full_precision)
     loaded = load(run, dtype=None if quantised else "float32", quantised=quantised, listener=listener, given=given)
-    probes = exports.probe(loaded.model, _probe_inputs(run), loaded.task.outputs)
+    probes = exports.probe(loaded.model, exports.read_probes(run.adapter), loaded.task.outputs)
     artifact = Artifact(
         model=loaded.model,
         processor=loaded.processor,

@@ -24,7 +24,8 @@ class DataSection(Section):
 
     train: str | Annotated[tuple[Source, ...], Field(min_length=1)] = Field(
         description="Training rows: a .jsonl, .json, .csv, .tsv, .parquet, .arrow, .npz, .conll or .txt file, a folder "
-        "of these, a hub dataset id (org/name or org/name:split), builtin:NAME, or a list of {path, weight} to mix."
+        "of these or of images or sounds, a hub dataset id (org/name or org/name:split), builtin:NAME, or a list of "
+        "{path, weight} to mix."
     )
     eval: str | None = Field(
         "10%",
@@ -51,6 +52,22 @@ class DataSection(Section):
     system_prompt: str | None = Field(None, description="Put before every conversation that has no system message.")
     add_tokens: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
         (), description="New tokens for the tokenizer; only their embedding rows train, beside the adapter."
+    )
+    media_root: str | None = Field(
+        None,
+        description="Folder of the images and sounds that rows name; none outside of it is read. Default: that "
+        "of the data file.",
+    )
+    max_pixels: Positive = Field(50_000_000, description="A larger image is an error.")
+    max_seconds: float = Field(30.0, gt=0, description="A longer sound is over-long.")
+    resample: bool = Field(True, description="Resample sounds to the model's rate; false: another rate is an error.")
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = Field(
+        "auto",
+        description="Threads that read and prepare images and sounds ahead of the model; 0: none. The result "
+        "is the same. auto: all cores but one, at most 8.",
+    )
+    cache_gb: float = Field(
+        2.0, ge=0, description="Disk budget for images and sounds as they are after decoding; 0: no such cache."
     )
     template: Literal["auto", "none"] = Field(
         "auto", description="auto: the tokenizer's chat template where it has one; none: prompt and answer as they are."

@@ -87,11 +87,17 @@ def open_study(out: Path, plan: SweepPlan) -> "Study":
     return Study(out, plan)
 
 
-def work(study: "Study", objective: Objective, listener: Listener) -> None:
+def work(study: "Study", objective: Objective, listener: Listener, check: Callable[[], object] | None = None) -> None:
     """Run trials until none is left; those that fail with a message are recorded and the sweep goes on.
 
+    Args:
+        study: the books.
+        objective: runs one trial.
+        listener: hears of each.
+        check: raises where the recipe is wrong as it is, whatever the values of the space.
+
     Raises:
-        UsageError: before any trial came to an end, one failed for a reason that every other shares.
+        UsageError: before any trial came to an end, one failed, and not for its values.
         DataError: the same.
         LoraFtError: Interrupted; the trial is done again when the sweep is resumed.
     """
@@ -101,13 +107,15 @@ def work(study: "Study", objective: Objective, listener: Listener) -> None:
                 return
             listener.note(f"{_name(study, claim.index)} begins: {shown(claim.settings)}")
             started = time.monotonic()
-            outcome = _attempt(study, claim, objective)
+            outcome = _attempt(study, claim, objective, check)
             study.finish(claim, outcome, round(time.monotonic() - started, 2))
         rows = study.rows()
         listener.note(outcome_line(study.plan, rows, claim.index))
 
 
-def _attempt(study: "Study", claim: "Claim", objective: Objective) -> Outcome:
+def _attempt(
+    study: "Study", claim: "Claim", objective: Objective, check: Callable[[], object] | None
+) -> Outcome:  # fmt: skip
     twin = study.twin(claim)
     if twin is not None and twin.value is not None:
         return Outcome("completed", Score(twin.value, twin.metrics, twin.deviation), repeats=twin.index)
@@ -119,12 +127,24 @@ def _attempt(study: "Study", claim: "Claim", objective: Objective) -> Outcome:
     except Interrupted:
         raise
     except LoraFtError as error:
-        if isinstance(error, UsageError | DataError) and not study.any_finished():
+        if isinstance(error, UsageError | DataError) and not study.any_finished() and _fails_anyway(study.plan, check):
             raise
         return Outcome("failed", error="; ".join(t for t in (error.what, error.where, error.why) if t))
     if not math.isfinite(score.value):
         return Outcome("failed", error=f"{study.plan.metric} is {score.value}")
     return Outcome("completed", score)
+
+
+def _fails_anyway(plan: SweepPlan, check: Callable[[], object] | None) -> bool:
+    """Whether the recipe fails with any values: there is nothing to vary, or it is wrong as it is."""
+    if not plan.axes:
+        return True
+    try:
+        if check is not None:
+            check()
+    except (UsageError, DataError):
+        return True
+    return False
 
 
 def outcome_line(plan: SweepPlan, rows: list[TrialRow], index: int) -> str:

@@ -24,6 +24,7 @@ from lora_ft.records import (
     Prediction,
     PredictOptions,
     Sample,
+    moved,
 )
 
 IGNORE = -100  # a label that does not count
@@ -55,6 +56,9 @@ class TaskBase:
     perplexity: ClassVar[bool] = False
     fast_note: ClassVar[str] = ""
     chats: ClassVar[bool] = False
+    processor_class: ClassVar[str] = "AutoTokenizer"
+    media: ClassVar[bool] = False
+    coco: ClassVar[bool] = False
 
     def configure(self, options: Mapping[str, Any]) -> Self:
         """With the recipe's options, checked."""
@@ -92,6 +96,10 @@ class TaskBase:
         """A sample without "labels" where the example has no answer."""
         raise NotImplementedError
 
+    def mix(self, samples: Sequence[Sample], draw: int) -> list[Sample]:
+        """As they are."""
+        return list(samples)
+
     def collate(self, samples: Sequence[Sample], processor: Any, draw: int = 0) -> Batch:
         """Samples -> padded tensors, with "labels" where all samples have them."""
         raise NotImplementedError
@@ -114,7 +122,7 @@ class TaskBase:
 
     def answer(self, model: nn.Module, batch: Batch) -> Any:
         """The model's answer to everything of the batch but its labels."""
-        return model(**{k: v for k, v in batch.items() if k != "labels"})
+        return model(**in_dtype_of(model, {k: v for k, v in batch.items() if k != "labels"}))
 
     def keep(self, answer: Any, batch: Batch) -> dict[str, Tensor]:
         """What `measure` and `decode` need of an answer: small detached tensors, first dimension the samples."""
@@ -154,8 +162,8 @@ class TaskBase:
             places = flat[start : start + options.batch_size]
             batch = self.collate([samples[i][j] for i, j in places], processor)
             with torch.inference_mode():
-                moved = {k: v.to(device) for k, v in batch.items()}
-                kept = {k: v.cpu() for k, v in self.keep(self.answer(model, moved), moved).items()}
+                there = moved(batch, device)
+                kept = {k: v.cpu() for k, v in self.keep(self.answer(model, there), there).items()}
             for row, (i, j) in enumerate(places):
                 found[i][j] = {k: v[row] for k, v in kept.items()}
         yield from self.decode(examples, samples, found, processor)
@@ -177,6 +185,14 @@ class TaskBase:
     def generation_defaults(self, model: nn.Module, processor: Any) -> dict[str, Any]:
         """None."""
         return {}
+
+
+def in_dtype_of(model: nn.Module, batch: Batch) -> Batch:
+    """The batch with its floating tensors (pixels, sound) in the dtype of the model's weights."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), None)
+    if dtype is None:
+        return batch
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
 
 
 def text_batch(samples: Sequence[Sample], processor: Any) -> Batch:

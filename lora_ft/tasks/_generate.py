@@ -34,7 +34,7 @@ def generate(
     device = next(model.parameters()).device
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     encodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    for chosen in _batches(prompts, options.batch_size, _reads_prompts(model)):
+    for chosen in batches(prompts, options.batch_size, reads_prompts(model)):
         ids, mask = _padded([prompts[i] for i in chosen], pad_id, left=not encodes)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.filterwarnings(
@@ -83,12 +83,12 @@ def _padded(prompts: Sequence[list[int]], pad_id: int, *, left: bool) -> tuple[T
     return ids, mask
 
 
-def _reads_prompts(model: Any) -> bool:
+def reads_prompts(model: Any) -> bool:
     """Whether trained tokens stand before the input: then padding between them and the input changes the answer."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
-def _batches(prompts: Sequence[list[int]], size: int, even: bool) -> Iterator[list[int]]:
+def batches(prompts: Sequence[list[int]], size: int, even: bool) -> Iterator[list[int]]:
     """Indices in order of length, up to `size` at a time, of equal length when `even`."""
     chosen: list[int] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):

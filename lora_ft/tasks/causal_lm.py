@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -50,7 +50,7 @@ class CausalLM(TaskBase):
     description = "Chat, instructions, prompt/completion or raw text with a model that writes (loss on answers only)."
     auto_class = "AutoModelForCausalLM"
     peft_task_type = "CAUSAL_LM"
-    kinds = ("conversation", "prompt", "text")
+    kinds: ClassVar[tuple[str, ...]] = ("conversation", "prompt", "text")
     new_head = False
     overlong = "drop"
     perplexity = True

@@ -12,11 +12,12 @@ from lora_ft.errors import UsageError
 from lora_ft.records import Batch, Encoded, EncodeOptions, Example, Judgement, LossSum, Prediction, Sample
 from lora_ft.registry import TASKS
 
-from ._base import Options, Outputs, TaskBase, text_batch
+from ._base import IGNORE, Options, Outputs, TaskBase, text_batch
 from ._generation_metrics import require_package
 from ._windows import Span, Window, spans_in, windows_of
 
 LABELS = ("start_positions", "end_positions")
+UNKNOWN: Span = (IGNORE, IGNORE)
 
 
 class QuestionOptions(Options):
@@ -48,10 +49,12 @@ class QuestionAnswering(TaskBase):
 
     Attributes:
         has_no_answers: whether some rows have no answer, so that "none" is one.
+        taught: places of the training rows; all others are only judged.
     """
 
     options: QuestionOptions = field(default_factory=QuestionOptions)
     has_no_answers: bool = False
+    taught: frozenset[str] = frozenset()
 
     name = "question-answering"
     description = "Find the words of a context that answer a question (extractive, SQuAD 1 and 2)."
@@ -65,8 +68,13 @@ class QuestionAnswering(TaskBase):
         return super().configure(options)
 
     def learn(self, examples: Sequence[Example], held_out: Sequence[Example]) -> Self:
-        """Whether some rows have no answer."""
-        return replace(self, has_no_answers=any(_unanswerable(e) for e in [*examples, *held_out]))
+        """Whether some rows have no answer, and which rows are there to learn from."""
+        unanswerable = any(_unanswerable(e) for e in [*examples, *held_out])
+        return replace(self, has_no_answers=unanswerable, taught=frozenset(e.where for e in examples))
+
+    def facts(self) -> dict[str, Any]:
+        """Whether some rows have no answer; a finished run only judges and predicts."""
+        return {"has_no_answers": self.has_no_answers}
 
     def check_processor(self, processor: Any) -> list[str]:
         """Refuse a tokenizer that does not know which characters its tokens are."""
@@ -79,7 +87,11 @@ class QuestionAnswering(TaskBase):
         return []
 
     def encoder(self, processor: Any, options: EncodeOptions) -> Callable[[Example], Encoded]:
-        """One sample for each window of the context; a window without the answer points at its null position."""
+        """One sample for each window of the context; a window without the answer points at its null position.
+
+        Where no window holds the whole answer, a training row is dropped: told that there is no answer, the model would
+        learn wrong. A held-out row is judged, as SQuAD does, but has no loss.
+        """
 
         def encode(example: Example) -> Encoded:
             fields = example.fields
@@ -92,8 +104,10 @@ class QuestionAnswering(TaskBase):
             spans: Sequence[Span | None] = [None] * len(windows)
             if fields.get("answers"):
                 spans = spans_in(windows, fields["answers"][0])
-                if not any(spans):  # its samples have no labels: told that there is no answer, the model learns wrong
+                if not any(spans) and example.where in self.taught:
                     outcome = "dropped: no window holds the whole answer"
+                elif not any(spans):
+                    outcome, spans = "judged without a loss: no window holds the whole answer", [UNKNOWN] * len(windows)
             elif "answers" in fields:
                 spans = [(w.null, w.null) for w in windows]
             if any(spans):
@@ -110,6 +124,8 @@ class QuestionAnswering(TaskBase):
         if LABELS[0] not in sample.inputs:
             return str(text)
         start, end = (sample.inputs[name] for name in LABELS)
+        if start == IGNORE:
+            return f"{text} [[no whole answer here]]"
         if start == sample.inputs["null"]:
             return f"{text} [[no answer here]]"
         parts = (ids[:start], ids[start : end + 1], ids[end + 1 :])
@@ -132,7 +148,8 @@ class QuestionAnswering(TaskBase):
         answer = self.answer(model, batch)
         logits = _logits(answer, batch)
         terms = [nn.functional.cross_entropy(g, batch[n], reduction="sum") for n, g in zip(LABELS, logits, strict=True)]
-        return LossSum((terms[0] + terms[1]) / 2, len(batch["input_ids"]), outputs=self.keep(answer, batch))
+        count = int((batch[LABELS[0]] != IGNORE).sum())
+        return LossSum((terms[0] + terms[1]) / 2, count, outputs=self.keep(answer, batch))
 
     def keep(self, answer: Any, batch: Batch) -> dict[str, Tensor]:
         """Logits of start and end (B, T), -inf at padding."""

@@ -39,6 +39,7 @@ class Progress:
         step: optimizer steps done.
         tokens: real tokens seen.
         seconds: spent in steps.
+        data_seconds: of these, waiting for batches.
         best_value: of the best evaluation, None before the first.
         best_step: step that had it, 0 when there was no evaluation.
         waited_value: the last that was better by early_stopping's min_delta; what its patience is counted from.
@@ -51,6 +52,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
     best_value: float | None = None
     best_step: int = 0
     waited_value: float | None = None

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from lora_ft.errors import UsageError
-from lora_ft.recipe import Recipe
-from lora_ft.records import Batch, LossSum, Sample
-from lora_ft.registry import Task
+from lora_ft.records import Batch, LossSum, Sample, moved
 from lora_ft_adapters import trainable
 
 from .batching import by_length
+from .few_shot_check import WITHOUT
+from .few_shot_check import check as check
 
-CLASSES = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")  # their logits are the head's
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of 0.5 * penalty * |W|^2 beside the mean loss; strongest first
 FOLDS = 5
 ITERATIONS = 300
@@ -32,7 +31,6 @@ TOLERANCE = 1e-3  # relative difference of the loss on cached features and throu
 CHECKED = 4  # samples for that
 Loss = Callable[[Any, Batch], LossSum]
 Collate = Callable[[Sequence[Sample]], Batch]
-WITHOUT = "--set train.few_shot=false"
 
 
 @dataclass(frozen=True)
@@ -52,35 +50,6 @@ class Fit:
     rows: int
     cache_s: float
     fit_s: float
-
-
-def check(recipe: Recipe, task: Task) -> None:
-    """Refuse, before any weight is read, what `train.few_shot` cannot do.
-
-    Raises:
-        UsageError: another method than a head, another kind of task, or a way of drawing epochs: there are none.
-    """
-    method, data = recipe.method.type, recipe.data
-    if method != "head":
-        raise UsageError(
-            f"train.few_shot fits a new head on frozen features, and method {method} trains more than a head",
-            where="method",
-            fix="--set method=head",
-        )
-    if task.auto_class not in CLASSES:
-        raise UsageError(
-            f"train.few_shot: the task {task.name} has no new head whose answers are its loss",
-            where="task",
-            why="it goes with classification of texts and of words, and with regression",
-            fix=WITHOUT,
-        )
-    drawn = "data.sampling: balanced" if data.sampling != "shuffle" else "a data.train list with weights"
-    if data.sampling != "shuffle" or not (isinstance(data.train, str) or len({s.weight for s in data.train}) == 1):
-        raise UsageError(
-            f"train.few_shot: {drawn} changes how epochs are drawn, and here every row counts once",
-            where="data",
-            fix="leave it out; class weights are an option of the task",
-        )
 
 
 def fit_head(
@@ -152,7 +121,7 @@ def _run(model: nn.Module, module: nn.Module, batch: Batch) -> _Seen | None:
     handle = module.register_forward_hook(lambda _, args, made: seen.append((args[0] if args else None, made)))
     try:
         device = next(model.parameters()).device
-        answer = model.eval()(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
+        answer = model.eval()(**moved({k: v for k, v in batch.items() if k != "labels"}, device))
     finally:
         handle.remove()
     if len(seen) != 1 or not all(isinstance(t, Tensor) and t.is_floating_point() for t in seen[0]):
@@ -196,7 +165,7 @@ def _check(
     batch = collate(samples)
     device = next(model.parameters()).device
     with torch.no_grad():
-        whole = loss(model.eval(), {k: v.to(device) for k, v in batch.items()}).total.double().cpu()
+        whole = loss(model.eval(), moved(batch, device)).total.double().cpu()
         cached = copy.deepcopy(head).cpu().double().eval()
         try:
             short = loss(_OnFeatures(cached), _cached_batch(batch, features)).total.double()

@@ -8,24 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from lora_ft.errors import DataError
-from lora_ft.records import Batch, LossSum, Sample
+from lora_ft.records import Batch, LossSum, moved
+from lora_ft_adapters import training_mode
 
-from .batching import micro_batches
+from .feed import Step
 from .job import Job
 
 Backward = Callable[[Tensor], None]
 
 
-def step_gradients(
-    job: Job, parameters: Sequence[nn.Parameter], samples: Sequence[Sample], draw: int, backward: Backward
-) -> tuple[float, float]:
-    """Leave the clipped gradients of the mean loss over all labels of `samples` in `parameters`.
+def step_gradients(job: Job, parameters: Sequence[nn.Parameter], step: Step, backward: Backward) -> tuple[float, float]:
+    """Leave the clipped gradients of the mean loss over all labels of a step in `parameters`.
 
     Args:
         job: model, losses, settings and the method's hand in the step.
         parameters: what trains.
-        samples: of the step.
-        draw: what the randomness of the samples depends on.
+        step: its samples and micro-batches.
         backward: of a scalar.
 
     Returns:
@@ -34,14 +32,11 @@ def step_gradients(
     Raises:
         DataError: no sample of the step carries a label.
     """
-    job.model.train()
-    groups = micro_batches([s.length for s in samples], job.tokens_per_micro_batch)
+    training_mode(job.model)
     device = next(job.model.parameters()).device
-    made = (
-        {k: v.to(device) for k, v in job.collate([samples[i] for i in group], draw).items()} for group in groups
-    )  # one at a time: a batch may be large
+    made = (moved(batch, device) for batch in step.batches)  # one at a time: a batch may be large
     if job.represent is not None and job.combine is not None:
-        total, count = _whole_step(job, job.represent, job.combine, groups, list(made), backward)
+        total, count = _whole_step(job, job.represent, job.combine, step.groups, list(made), backward)
     else:
         total, count = 0.0, 0.0
         for batch in made:
@@ -51,7 +46,7 @@ def step_gradients(
     if not count:
         raise DataError(
             "no sample of a step carries a label, or all their weights are zero",
-            where=", ".join(s.where for s in samples[:3]),
+            where=", ".join(s.where for s in step.samples[:3]),
             fix="look at these rows, or raise train.batch_size",
         )
     penalty = job.driver.penalty()

@@ -40,6 +40,8 @@ class Job:
         strata: how many samples of which kind an epoch takes; none for each sample once.
         represent: model, batch -> what `combine` needs of each sample (B, ...). With both, `loss` is not used.
         combine: representations of a whole step in its order of samples (N, ...) -> LossSum.
+        mix: samples of a step, draw -> the same, with partners for mixing where the task mixes.
+        workers: threads that collate ahead.
     """
 
     model: Any
@@ -62,6 +64,8 @@ class Job:
     strata: Sequence[Stratum] = ()
     represent: Callable[[Any, Batch], Tensor] | None = None
     combine: Callable[[Tensor], LossSum] | None = None
+    mix: Callable[[list[Sample], int], list[Sample]] = lambda samples, draw: samples
+    workers: int = 0
 
     def __post_init__(self) -> None:
         """A loss of the whole step has two parts."""

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 
 from accelerate import Accelerator
 from torch.optim import Optimizer
@@ -11,8 +12,9 @@ from lora_ft.errors import DivergedError, Interrupted, UsageError
 from lora_ft_adapters import trainable
 
 from . import checkpoint
-from .batching import Order, draw_of
+from .batching import Order
 from .checkpoint import Progress, Trained
+from .feed import Feed
 from .gradients import step_gradients
 from .job import Job, Outcome
 from .memory import peak_memory_bytes
@@ -37,8 +39,9 @@ def train(job: Job, *, resume: bool = False) -> Outcome:
         path = checkpoint.latest(job.checkpoints)
         step = int(path.name.removeprefix("step-"))
         loop.progress = checkpoint.restore(path, loop.trained, job.identity, loop.waiting(step - 1))
+        loop.feed = loop._feed()
         job.listener.note(f"resumed from {path.name}")
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, closing(loop.feed):
         return loop.run(stop)
 
 
@@ -58,11 +61,16 @@ class _Loop:
         self.wakes = waking(self.names, job.settings.unfreeze_every, job.steps, place)
         self.optimizer: Optimizer = build_optimizer(named, job.settings, scales)
         self.trained = Trained(job.model, named, self.optimizer, job.driver)
-        self.order = Order(len(job.samples), job.settings.batch_size, job.seed, job.strata)
+        self.feed = self._feed()
         if job.settings.unfreeze_every and job.driver.needs_all_gradients:
             raise UsageError(
                 "train.unfreeze_every does not go with this method", why="it needs every gradient", fix="leave it out"
             )
+
+    def _feed(self) -> Feed:
+        job = self.job
+        order = Order(len(job.samples), job.settings.batch_size, job.seed, job.strata)
+        return Feed(job, order, self.progress.step)
 
     def waiting(self, step: int) -> frozenset[str]:
         """Parameters that do not train yet at a step."""
@@ -113,21 +121,21 @@ class _Loop:
 
     def _step(self) -> None:
         job, progress = self.job, self.progress
-        started = time.perf_counter()
-        chosen, epoch = self.order.step(progress.step)
-        samples = [job.samples[i] for i in chosen]
+        started, waited = time.perf_counter(), self.feed.waited
+        step = self.feed.next()
         rate = self._set_rate()
         self._freeze_waiting()
-        draw = draw_of(job.seed, epoch)
-        loss, norm = step_gradients(job, self.parameters, samples, draw, self.accelerator.backward)
+        loss, norm = step_gradients(job, self.parameters, step, self.accelerator.backward)
         self._check_finite(loss, norm)
         self.optimizer.step()
         job.driver.after_step(progress.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         spent = time.perf_counter() - started
-        tokens = sum(s.length for s in samples)
+        tokens = sum(s.length for s in step.samples)
+        data_s = self.feed.waited - waited
         progress.step += 1
         progress.tokens += tokens
+        progress.data_seconds += data_s
         progress.seconds += spent
         record = {
             "step": progress.step,
@@ -136,6 +144,7 @@ class _Loop:
             "lr": rate,
             "tokens": progress.tokens,
             "tokens_per_s": tokens / spent,
+            "data_s": data_s,
             "memory_bytes": peak_memory_bytes(),
         }
         job.log(record)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from lora_ft.pipeline.ready import make_ready
 from lora_ft.recipe import load_recipe
 from lora_ft.records import Silent
 from lora_ft.registry import TASKS
-from lora_ft.training.batching import by_length
+from lora_ft.training.batching import Order, by_length
+from lora_ft.training.feed import Feed
 from lora_ft.training.gradients import step_gradients
 from lora_ft_adapters import trainable
-from tests.task_cases import CASES
+from tests import cases, task_cases
 
+CASES = task_cases.CASES | cases.CASES
 CPU = torch.device("cpu")
 
 
@@ -29,6 +32,7 @@ def test_every_task_has_a_case():
 def task_recipe(request, tmp_path, base_folder):
     """A recipe of a task, its rows in files."""
     case = CASES[request.param]
+    case.files(tmp_path)
     for name, numbers in (("train", range(24)), ("held", range(24, 36))):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(case.row(i)) + "\n" for i in numbers))
     return {
@@ -72,7 +76,8 @@ def test_one_micro_batch_of_eight_equals_eight_of_one(task_recipe):
     for budget in (10**6, 1):
         job = _job(prepared, made, budget)
         made.model.zero_grad()
-        loss, _ = step_gradients(job, [p for _, p in named], prepared.train[:8], 1, lambda v: v.backward())
+        with closing(Feed(job, Order(8, 8, 0), 0)) as feed:
+            loss, _ = step_gradients(job, [p for _, p in named], feed.next(), lambda v: v.backward())
         found.append((loss, torch.cat([p.grad.flatten().clone() for _, p in named])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=2e-6 + 1e-4 * float(found[0][1].abs().max()))
@@ -84,7 +89,7 @@ def _job(prepared, made, budget):
 
     task = prepared.task
     return Job(
-        model=made.model, samples=prepared.train,
+        model=made.model, samples=prepared.train[:8], mix=task.mix,
         collate=lambda samples, draw: task.collate(samples, prepared.processor, draw), loss=made.path.loss,
         evaluate=None, settings=TrainSection(max_grad_norm=None), steps=1, eval_every=None, save_every=1,
         tokens_per_micro_batch=budget, seed=0, checkpoints=None, identity={}, log=print, listener=Silent(),

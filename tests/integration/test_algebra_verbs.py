@@ -66,7 +66,8 @@ def test_a_run_and_a_foreign_dora_are_combined_and_stock_peft_reads_the_sum(cli,
     for name, got in both.items():
         wanted = 0.7 * one.get(name, 0) + 0.3 * two.get(name, 0)
         assert (got - wanted).norm() <= 1e-6 * wanted.norm()
-    assert {"probes.json", "tokenizer.json", "adapter_config.json", "README.md"} <= {p.name for p in out.iterdir()}
+    wanted_files = {"probes.safetensors", "tokenizer.json", "adapter_config.json", "README.md"}
+    assert wanted_files <= {p.name for p in out.iterdir()}
     written = "".join(p.read_text() for p in out.glob("*") if p.suffix in (".json", ".md"))
     assert str(base_folder) not in written
     assert str(tmp_path) not in written

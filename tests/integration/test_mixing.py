@@ -29,9 +29,9 @@ def seen(monkeypatch):
     """The samples of each step."""
     steps, real = [], loop.step_gradients
 
-    def spied(job, parameters, samples, *rest):
-        steps.append(list(samples))
-        return real(job, parameters, samples, *rest)
+    def spied(job, parameters, step, *rest):
+        steps.append(list(step.samples))
+        return real(job, parameters, step, *rest)
 
     monkeypatch.setattr(loop, "step_gradients", spied)
     return steps

@@ -151,7 +151,7 @@ def test_what_a_stage_had_no_use_for_is_there_for_the_next(new, data, tmp_path):
     assert torch.equal(AutoModelForSequenceClassification.from_pretrained(merged).bert.pooler.dense.weight, wanted)
     assert new.final.facts["fresh"] == ["classifier"]
     few = staged(data, adapter="new", method="head")
-    few["stages"][1]["train"]["few_shot"] = True
+    few["stages"][0]["train"], few["stages"][1]["train"] = few.pop("train"), {"few_shot": True, "dtype": "float32"}
     run = lora_ft.train({**few, "baseline": False}, out=tmp_path / "run")
     assert run.final.facts["fresh"] == ["classifier"]
     assert run.metrics["after"]["accuracy"] > run.metrics["before"]["accuracy"]

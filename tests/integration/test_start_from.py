@@ -1,15 +1,20 @@
 """An adapter that starts from another run: what is taken over, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import lora_ft
 from lora_ft.errors import ArtifactError
 from lora_ft.pipeline import train_run
+from lora_ft.pipeline.start import BODY_FACT, body_fingerprint
 from lora_ft.records import Silent
-from lora_ft_adapters import state_of
+from lora_ft.runs import Run
+from lora_ft_adapters import add_adapter, build_config, state_of
 from tests.integration.runs import adapter
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -101,8 +106,6 @@ def test_other_new_tokens_are_refused(run, quick, tmp_path):
 
 
 def test_another_base_is_warned_of_and_a_folder_without_adapter_refused(run, quick, tmp_path):
-    import shutil
-
     shutil.copytree(quick["model"], tmp_path / "copy")
     listener = Notes()
     recipe = {**quick, "model": str(tmp_path / "copy"), "start_from": str(run.path)}
@@ -110,6 +113,46 @@ def test_another_base_is_warned_of_and_a_folder_without_adapter_refused(run, qui
     assert f"trained on {quick['model'].rsplit('/', 1)[-1]}, not on {tmp_path / 'copy'}" in listener.warnings[0]
     with pytest.raises(ArtifactError, match="the adapter cannot be read"):
         lora_ft.train({**quick, "start_from": str(tmp_path / "none")}, out=tmp_path / "b")
+
+
+def otherwise(folder, target, changed):
+    """A copy of a base with other values in one tensor."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    tensors[changed] = tensors[changed].flip(0)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return str(target)
+
+
+@pytest.mark.parametrize("changed", ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"])
+def test_an_adapter_of_other_weights_is_refused(run, quick, tmp_path, changed):
+    run = on_its_body(run, tmp_path / "run")
+    other = otherwise(quick["model"], tmp_path / "base", changed)
+    for source in (run.path, run.adapter):
+        with pytest.raises(ArtifactError, match="trained on another base: names, shapes or values") as caught:
+            lora_ft.train({**quick, "model": other, "start_from": str(source)}, out=tmp_path / f"new-{source.name}")
+        assert caught.value.exit_code == 4
+
+
+def on_its_body(run, folder):
+    """A copy of the run that says what body it stands on."""
+    shutil.copytree(run.path, folder)
+    Run(folder).update({BODY_FACT: body_fingerprint(lora_ft.load(run).model)})
+    return Run(folder)
+
+
+def test_one_body_has_one_fingerprint_whatever_head_method_and_dtype_it_has(base_folder):
+    found = set()
+    for kind, method, dtype in (
+        (AutoModelForCausalLM, "lora", torch.float32), (AutoModelForSequenceClassification, "houlsby", torch.float32),
+        (AutoModel, "full", torch.bfloat16), (AutoModel, "dora", torch.float32), (AutoModel, "ia3", torch.float32),
+    ):  # fmt: skip
+        model = kind.from_pretrained(base_folder, dtype=dtype).requires_grad_(False)
+        found.add(body_fingerprint(add_adapter(model, build_config(method, {}, None, model))))
+    (one,) = found
+    assert one.startswith("float:")
+    half = AutoModel.from_pretrained(base_folder, dtype=torch.float16).requires_grad_(False)
+    assert body_fingerprint(add_adapter(half, build_config("lora", {}, None, half))).startswith("float16:")
 
 
 def test_a_prompt_goes_on_and_a_prompt_network_is_refused(quick, begun, tmp_path):

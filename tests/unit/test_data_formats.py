@@ -271,4 +271,5 @@ def test_every_kind_of_the_table_has_a_format():
     kinds = {f.kind for f in FORMATS.discover().values()}
     assert kinds == {
         "conversation", "prompt", "text", "labelled", "tokens", "question", "choices", "pairs", "arrays",
+        "labelled_image", "labelled_audio", "audio_text", "image_mask", "boxes", "image_conversation",
     }  # fmt: skip

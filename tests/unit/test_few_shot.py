@@ -256,8 +256,16 @@ def test_a_new_part_of_the_body_is_named(recipe, roberta, tmp_path):
     assert "is new and must train too" in caught.value.why
 
 
+def test_keys_of_the_train_section_that_would_do_nothing_are_refused(recipe, tmp_path):
+    recipe["train"] |= {"epochs": 7, "learning_rate": 1e-2, "early_stopping": 2, "tokens_per_micro_batch": 64}
+    with pytest.raises(UsageError, match=r"train\.epochs, train\.learning_rate, train\.early_stopping would") as caught:
+        lora_ft.pipeline.dry_run(load_recipe([recipe]), Silent())
+    back = [s for s in caught.value.fix.split() if s.startswith("train.")]
+    assert back == ["train.epochs=null", "train.learning_rate=0.0002", "train.early_stopping=null"]
+    lora_ft.pipeline.dry_run(load_recipe([recipe], sets=back), Silent())
+
+
 def test_a_dry_run_plans_no_steps(recipe):
-    recipe["train"]["epochs"] = 7
     assert lora_ft.pipeline.dry_run(load_recipe([recipe]), Silent())["steps"] == 1
 
 

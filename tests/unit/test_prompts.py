@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_ft.tasks._generate import _batches
+from lora_ft.tasks._generate import batches
 from lora_ft_adapters import Calibration, add_adapter, build_config, load_adapter, save_adapter
 from lora_ft_adapters.fast.causal import plain_loss
 from tests.conftest import tiny_llama
@@ -54,5 +54,5 @@ def test_the_loss_of_a_prompted_model_counts_the_first_real_token_too():
 
 def test_prompts_of_different_length_never_share_a_batch_where_virtual_tokens_stand_before_them():
     prompts = [[1] * n for n in (3, 2, 3, 5, 2, 2)]
-    assert list(_batches(prompts, 2, even=True)) == [[1, 4], [5], [0, 2], [3]]
-    assert list(_batches(prompts, 4, even=False)) == [[1, 4, 5, 0], [2, 3]]
+    assert list(batches(prompts, 2, even=True)) == [[1, 4], [5], [0, 2], [3]]
+    assert list(batches(prompts, 4, even=False)) == [[1, 4, 5, 0], [2, 3]]

@@ -184,14 +184,37 @@ def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path):
     assert [r.index for r in ranked(rows, True)][3:] == [1, 2, 3]
 
 
+def refuse(error):
+    raise error
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("error", [UsageError("r does not go with it"), DataError("no row is left")])
+def test_one_bad_value_fails_its_trial_wherever_it_stands(tmp_path, error, place):
+    values = ["4", "8", "16"]
+    values.insert(place, "32")
+    study = start(tmp_path / "sweep", [f"method.r={','.join(values)}"], search="grid")
+
+    def objective(task):
+        rank = task.settings["method.r"]
+        return Score(float(rank), {"loss": 1.0}) if rank != "32" else refuse(error)
+
+    work(study, objective, Silent(), lambda: None)
+    assert [r.status for r in study.rows()] == ["failed" if v == "32" else "completed" for v in values]
+    assert study.rows()[place].error == error.what
+
+
+def test_a_recipe_with_nothing_to_vary_stops_at_its_first_error(tmp_path):
+    study = start(tmp_path / "sweep", [], folds=3)
+    with pytest.raises(UsageError, match="no such method"):
+        work(study, lambda task: refuse(UsageError("no such method")), Silent(), lambda: None)
+
+
 @pytest.mark.parametrize("error", [UsageError("no such method"), DataError("no rows")])
 def test_what_every_trial_would_fail_for_stops_the_sweep_at_once(tmp_path, error):
-    def objective(task):
-        raise error
-
     study = start(tmp_path / "sweep", search="random", trials=6)
     with pytest.raises(type(error), match=error.what):
-        work(study, objective, Silent())
+        work(study, lambda task: refuse(error), Silent(), lambda: refuse(error))
     assert [r.status for r in study.rows()] == ["unfinished"]
     work(study, bowl, Silent())  # the cause is mended: the same trial comes first
     assert facts(study) == facts(whole(tmp_path / "whole", search="random", trials=6))

@@ -8,6 +8,7 @@ import torch
 from torchmetrics.functional.text import squad
 from transformers import BertConfig, BertForQuestionAnswering
 
+from lora_ft.data import encode_all
 from lora_ft.errors import DataError, UsageError
 from lora_ft.records import EncodeOptions, Example, PredictOptions
 from lora_ft.registry import TASKS
@@ -90,9 +91,30 @@ def test_no_answer_points_at_cls_in_every_window(processor):
 
 
 def test_answer_that_no_window_holds_is_not_taught_as_no_answer(processor):
-    found = encoded(row("a b c d e f g h"), processor, max_length=12)
+    example = row("a b c d e f g h")
+    found = encoded(example, processor, task().learn([example], []), max_length=12)
     assert found.outcome == "dropped: no window holds the whole answer"
     assert all(s.labelled == 0 and "start_positions" not in s.inputs for s in found.samples)
+
+
+def test_answer_that_no_window_holds_counts_as_wrong_and_has_no_loss(model, processor):
+    lost, held = row("a b c d e f g h", where="1"), row("b", where="2")
+    chosen = task().learn([row("c", where="3")], [lost, held])
+    samples, report = encode_all(
+        [lost, held], chosen.encoder(processor, EncodeOptions(12, "truncate")), source="f", format_name="squad",
+        max_length=12,
+    )  # fmt: skip
+    assert report.outcomes["judged without a loss: no window holds the whole answer"] == 1
+    assert {s.where for s in samples} == {"1", "2"}
+    assert chosen.show(samples[0], processor).endswith("[[no whole answer here]]")
+    outputs = [logits(s, {"b": 5.0}, {"b": 5.0}, processor) for s in samples]
+    judged = chosen.measure(samples, outputs)
+    assert judged.right == [False, True]
+    assert judged.metrics["exact_match"] == 0.5
+    alone = [s for s in samples if s.where == "2"]
+    every, rest = (chosen.loss(model, chosen.collate(part, processor)) for part in (samples, alone))
+    assert every.count == rest.count == len(alone) < len(samples)
+    assert torch.isclose(every.total, rest.total, rtol=1e-9)
 
 
 def test_answer_lost_to_the_tokenizer_is_a_bad_row(processor):

@@ -228,7 +228,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, settings, 
     resumed, again, second = run(tmp_path / "cut", Silent(), True)
     kept = [(r["step"], r["loss"], r["lr"]) for r in log if "lr" in r]
     assert [(r["step"], r["loss"], r["lr"]) for r in first + second if "lr" in r] == kept
-    assert replace(whole.progress, seconds=0) == replace(resumed.progress, seconds=0)
+    assert replace(whole.progress, seconds=0, data_seconds=0) == replace(resumed.progress, seconds=0, data_seconds=0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lora_ft.records import LossSum, Silent
-from lora_ft.training.batching import draw_of, micro_batches, step_samples
+from lora_ft.training.batching import Order, micro_batches, step_samples
+from lora_ft.training.feed import Feed
 from lora_ft.training.gradients import step_gradients
 from lora_ft.training.loop import train
 from lora_ft_adapters import trainable
@@ -40,9 +41,9 @@ def gradients(tmp_path, budget, dropout=0.0, seed=11, joined=combine):
         tmp_path, model, represent=represent, combine=joined, tokens_per_micro_batch=budget, max_grad_norm=None
     )
     parameters = [p for _, p in trainable(model)]
-    chosen = [samples()[i] for i in step_samples(0, ROWS, 8, 3)]
     torch.manual_seed(seed)
-    mean, norm = step_gradients(job, parameters, chosen, draw_of(3, 0), lambda total: total.backward())
+    step = Feed(job, Order(ROWS, 8, 3), 0).next()
+    mean, norm = step_gradients(job, parameters, step, lambda total: total.backward())
     return mean, norm, [p.grad for p in parameters], torch.rand(3)
 
 

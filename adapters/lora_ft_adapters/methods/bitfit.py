@@ -10,9 +10,10 @@ import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
-from lora_ft_adapters.blocks import Width, is_linear, output_width, walk
+from lora_ft_adapters.blocks import unused_blocks
 from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.layer import AdapterLayer
+from lora_ft_adapters.modules import Width, is_linear, output_width, walk
 from lora_ft_adapters.plugin import AdapterConfig, AdapterTuner, PluginType, plug_in
 from lora_ft_adapters.registry import Method, register
 
@@ -95,6 +96,7 @@ class BitfitTuner(AdapterTuner):
         """Every layer that ends with adding a bias; with `add_bias` also linear layers without one."""
         # torch's attention reads the weights of its output layer and never calls it.
         uncalled = [n for n, m in walk(model) if isinstance(m, nn.MultiheadAttention)]
+        uncalled += [b.name for b in unused_blocks(model)]
         named = [(n, m) for n, m in walk(model) if n and not any(n.startswith(f"{u}.") for u in uncalled)]
         names = [n for n, m in named if adds_bias(m) or (config.add_bias and is_linear(m))]
         if not names:

@@ -4,8 +4,9 @@
     pfeiffer  x = y, after feed-forward output                 (Pfeiffer et al. 2020, arXiv:2005.00247)
     parallel  x = the feed-forward part's input                (He et al. 2021, arXiv:2110.04366)
 
-"Output" is the last linear layer of the part, before dropout, residual sum and norm. With `target_modules` they act
-on any module: a convolution's adapter is the 1x1 convolution over its channels.
+"Output" is the last linear layer of the part, before dropout, residual sum and norm. A residual block of a
+convolutional network is one part and y its output (B, C, ...), so that houlsby and pfeiffer are the same there: down
+and up are 1x1 convolutions over the channels. With `target_modules` they act on any module.
 """
 
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lora_ft_adapters.blocks import Places, Width, input_width, lookup, places, stream_width, unwrapped
+from lora_ft_adapters.blocks import Places, is_convolutional, places, stream_width
 from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.layer import AdapterLayer, first_tensor
+from lora_ft_adapters.modules import Width, input_width, join, lookup, unwrapped
 from lora_ft_adapters.plugin import WRITTEN, AdapterConfig, AdapterTuner, PluginType, chosen_blocks, plug_in
 from lora_ft_adapters.registry import Method, register
 
@@ -86,6 +88,8 @@ class Bottleneck(nn.Module):
             x = first_tensor(x).to(y.dtype).movedim(self.source.dim, -1)
         else:
             x = y.movedim(self.output.dim, -1)
+        if x.shape[-1] != self.source.features:
+            raise AdapterError(f"the adapter reads {self.source.features} features and the module gives {x.shape[-1]}")
         change: Tensor = self.scaling * self.up(self.act(self.down(self.dropout(x))))
         change = change.movedim(-1, self.output.dim)
         if change.shape != y.shape:
@@ -140,7 +144,7 @@ class _Ear:
 
 
 class BottleneckTuner(AdapterTuner):
-    """Bottleneck adapters after attention and feed-forward, or beside the feed-forward part."""
+    """Bottleneck adapters after attention and feed-forward or residual blocks, or beside the feed-forward part."""
 
     prefix = BottleneckLayer.prefix
     tuner_layer_cls = BottleneckLayer
@@ -151,9 +155,11 @@ class BottleneckTuner(AdapterTuner):
         reads: dict[str, str] = {}
         for block in chosen_blocks(config, model):
             there = places(block)
-            if not there.feed_forward:
+            if there.feed_forward is None:
                 raise AdapterError(f"no feed-forward part was found in {block.name}", "give target_modules")
-            names += [f"{block.name}.{n}" for n in _where(config.placement, there)]
+            if config.placement == "parallel" and is_convolutional(block):
+                raise AdapterError(f"{block.name} is convolutional, and parallel has no place beside it", "houlsby")
+            names += [join(block.name, n) for n in _where(config.placement, there)]
             if config.placement == "parallel" and not there.beside and there.feed_forward and there.reads:
                 reads[f"{block.name}.{there.feed_forward}"] = f"{block.name}.{there.reads}"
         if not names:
@@ -182,7 +188,7 @@ class BottleneckTuner(AdapterTuner):
 
 
 def _where(placement: str, there: Places) -> list[str]:
-    feed_forward = [there.feed_forward] if there.feed_forward else []
+    feed_forward = [there.feed_forward] if there.feed_forward is not None else []
     if placement == "houlsby":
         return [*there.attention, *feed_forward]
     return [there.beside] if placement == "parallel" and there.beside else feed_forward

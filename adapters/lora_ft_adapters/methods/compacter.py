@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_ft_adapters.blocks import Width, places, stream_width
+from lora_ft_adapters.blocks import places, stream_width
 from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.layer import AdapterLayer
+from lora_ft_adapters.modules import Width, join
 from lora_ft_adapters.plugin import AdapterConfig, AdapterTuner, PluginType, chosen_blocks, plug_in
 from lora_ft_adapters.registry import Method, register
 
@@ -120,12 +121,12 @@ class CompacterTuner(AdapterTuner):
         super()._prepare_model(peft_config, model)
 
     def find(self, config: CompacterConfig, model: nn.Module) -> list[str]:
-        """The ends of the attention and feed-forward parts of each block."""
+        """The ends of the attention and feed-forward parts of each block, or its own end where it is convolutional."""
         found = [(b.name, places(b)) for b in chosen_blocks(config, model)]
-        bare = [b for b, p in found if not p.feed_forward]
+        bare = [b for b, p in found if p.feed_forward is None]
         if bare:
             raise AdapterError(f"no feed-forward part was found in {bare[0]}", "give target_modules")
-        names = [f"{b}.{n}" for b, p in found for n in (*p.attention, *([p.feed_forward] if p.feed_forward else []))]
+        names = [join(b, n) for b, p in found for n in (*p.attention, p.feed_forward) if n is not None]
         if not names:
             raise AdapterError("no attention or feed-forward output was found in this model", "give target_modules")
         return names

@@ -17,6 +17,7 @@ DEFAULTS = {"r": 16, "lora_alpha": 32}
 
 def _variant(name: str, description: str, **extra: Any) -> None:
     defaults = {**DEFAULTS, **extra.pop("defaults", {})}
+    extra.setdefault("targets", "body")
     register(Method(name, description, LoraConfig, defaults=defaults, family="LoRA", **extra))
 
 
@@ -37,11 +38,13 @@ _variant(
     "orthogonal",
     "LoRA whose A and B start orthogonal to each other, so that B A = 0 without zeros; r must be even.",
     fixed={"init_lora_weights": "orthogonal"},
+    targets="all-linear",
 )
 _variant(
     "mica",
     "LoRA whose B is frozen at the least singular directions of W; only A trains (MiCA, arXiv:2604.01694).",
     fixed={"init_lora_weights": "mica"},
+    targets="all-linear",
     fit=at_most("r", DEFAULTS["r"], min),
 )
 _variant(

@@ -25,7 +25,7 @@ from peft import (
 )
 from torch import nn
 
-from lora_ft_adapters.blocks import is_linear
+from lora_ft_adapters.modules import is_linear
 from lora_ft_adapters.registry import Method, register
 from lora_ft_adapters.shapes import at_most, divides
 from lora_ft_adapters.targets import plain_modules

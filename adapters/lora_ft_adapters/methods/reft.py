@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_ft_adapters.blocks import stream_width
+from lora_ft_adapters.blocks import is_convolutional, stream_width
 from lora_ft_adapters.errors import AdapterError
 from lora_ft_adapters.layer import AdapterLayer
 from lora_ft_adapters.plugin import AdapterConfig, AdapterTuner, PluginType, chosen_blocks, plug_in
@@ -207,7 +207,10 @@ class ReftTuner(AdapterTuner):
 
     def find(self, config: ReftConfig, model: nn.Module) -> list[str]:
         """The transformer blocks."""
-        return [b.name for b in chosen_blocks(config, model)]
+        blocks = chosen_blocks(config, model)
+        if any(is_convolutional(b) for b in blocks):
+            raise AdapterError(f"{config.kind} edits tokens, and the blocks of this model are convolutional", "houlsby")
+        return [b.name for b in blocks]
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         if peft_config.positions != "all":

@@ -1,0 +1,12 @@
+"""builtin:digits-3-8-train: threes and eights only."""
+
+from pathlib import Path
+
+from ._digits import write_digits
+
+VERSION = "1"
+
+
+def write(folder: Path) -> None:
+    """The images of 3 and 8 of digits-train."""
+    write_digits(folder, test=False, only=(3, 8))
