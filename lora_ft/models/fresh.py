@@ -19,6 +19,8 @@ def fresh_modules(model: nn.Module, missing: Iterable[str]) -> tuple[str, ...]:
     chosen: list[str] = []
     for name, module in model.named_modules():
         own = {f"{name}.{p}" for p, _ in module.named_parameters()}
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):  # PEFT saves what they hold, not the list
+            continue
         if name and own and own <= absent and not any(name.startswith(f"{c}.") for c in chosen):
             chosen.append(name)
     covered = {f"{c}.{p}" for c in chosen for p, _ in model.get_submodule(c).named_parameters()}

@@ -70,7 +70,10 @@ def load_processor(source: str, auto_class: str = "AutoTokenizer") -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # of Transformers' own internals
             processor = getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=False)
     except LOAD_ERRORS as error:
-        raise unreachable(what, source, error) from error
+        found = unreachable(what, source, error)
+        if auto_class != "AutoTokenizer" and Path(source).is_dir():
+            found.fix = "put the model's preprocessor_config.json beside its weights"
+        raise found from error
     tokenizer = tokenizer_of(processor)
     if tokenizer is not None and tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, so sharing the id is harmless

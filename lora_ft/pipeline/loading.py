@@ -1,6 +1,5 @@
 """Load a finished run: its adapter on its base, the base checked against the one of training."""
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,8 +104,7 @@ def load(
 
 def _open(recipe: Recipe, task: Task, dtype: str, listener: Listener, *, quantised: bool, given: Given) -> Base:
     spec = base_spec(recipe, task, source_of(recipe, task, listener), given)
-    model = copy.deepcopy(given.model)  # the caller's own stays as it is
-    return open_base(recipe, spec, getattr(torch, dtype), pick_device(), quantised=quantised, model=model)
+    return open_base(recipe, spec, getattr(torch, dtype), pick_device(), quantised=quantised, model=given.model)
 
 
 def plain_base(loaded: Loaded, listener: Listener, quantised: bool) -> Any:

@@ -19,6 +19,7 @@ from lora_ft.runs import Run
 from lora_ft.search import Score, SweepOptions, SweepPlan, Task, TrialRow
 from lora_ft.training import checkpoint
 
+from .dry_run import dry_run
 from .rows import Given
 from .sweep_workers import run_workers, stopping
 from .train_verb import train
@@ -75,7 +76,8 @@ def sweep(
             run_workers(path, plan, options, study, listener)
         else:
             with stopping():
-                search.work(study, Trainer(plan, listener, options.trust_code), listener)
+                trainer = Trainer(plan, listener, options.trust_code)
+                search.work(study, trainer, listener, trainer.check)
     except Interrupted as error:
         done = sum(r.status != "unfinished" for r in study.rows())
         raise Interrupted(
@@ -146,6 +148,10 @@ class Trainer:
         means = {n: statistics.fmean(m[n] for m in metrics) for n in names}
         values = [m[self.plan.metric] for m in metrics]
         return Score(means[self.plan.metric], means, statistics.stdev(values) if len(values) > 1 else None)
+
+    def check(self) -> None:
+        """Raise where the recipe fails without any value of the space."""
+        dry_run(self.plan.base, Silent(), Given(trust_code=self.trust_code))
 
     def _folds(self, resolved: Resolved, task: Task) -> Iterator[Mapping[str, float]]:
         values = []

@@ -133,7 +133,8 @@ def worker(folder: str, number: str, trust: str = "") -> int:
     plan = SweepPlan.read(out)
     try:
         with stopping():
-            search.work(search.open_study(out, plan), Trainer(plan, Silent(), trust == TRUST), Silent())
+            trainer = Trainer(plan, Silent(), trust == TRUST)
+            search.work(search.open_study(out, plan), trainer, Silent(), trainer.check)
     except LoraFtError as error:
         facts = {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}
         runs.write_text(out / "workers" / f"{number}.json", json.dumps(facts))

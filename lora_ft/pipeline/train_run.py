@@ -19,13 +19,14 @@ from lora_ft_adapters.behaviour import driver_of
 from lora_ft_adapters.registry import find_method
 
 from .answer_files import answer_rows, write_rows
+from .changes import changes
 from .dry_run import check, steps_of
 from .finish import close_run, save_final
 from .judge import Judge, token_budget
 from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, prepare, strata, versions, workers
 from .ready import Ready, make_ready
 from .rows import Given, absolute, absolute_sets
-from .start import start_from
+from .start import BODY_FACT, body_fingerprint, start_from
 
 
 class Training:
@@ -60,9 +61,10 @@ class Training:
         if recipe.start_from:
             start_from(ready.model, recipe.start_from, ready.fresh, recipe.model, self.listener)
         plan, job = self._job(prepared, ready)
+        text = self._facts(dtype, why)
         if resume:
-            self._check_resume(job)
-        self._begin(self._facts(dtype, why))
+            self._check_resume(job, text)
+        self._begin(text)
         before = self._before(prepared, ready, dtype, resume)
         judge = self._judge_of(prepared, ready)
         before = before or self._judge(prepared, judge, "base", base=True)
@@ -97,6 +99,7 @@ class Training:
                 "quant": self.recipe.quant,
                 "format": prepared.report.format,
                 "fingerprint": ready.fingerprint,
+                BODY_FACT: body_fingerprint(ready.model),
                 "fresh": ready.fresh,
                 "held_out_hash": held,
                 "encode": {"max_length": prepared.options.max_length},
@@ -107,10 +110,13 @@ class Training:
         runs.write_text(self.run.path / "data-report.json", json.dumps(prepared.cleaning, indent=2) + "\n")
         return facts.get("metrics", {}).get("before") if known else None
 
-    def _check_resume(self, job: loop.Job) -> None:
+    def _check_resume(self, job: loop.Job, recipe_text: str) -> None:
         """Nothing of a run is changed before it is sure that it can go on."""
         newest = checkpoint.latest(self.run.checkpoints)
         checkpoint.check_identity(newest, job.identity)
+        table = changes(self.run, recipe_text, versions())
+        for line in [f"{len(table)} settings differ from those the run was started with:", *table] if table else ():
+            self.listener.note(line)
         self.run.trim_log(int(newest.name.removeprefix("step-")))
 
     def _facts(self, dtype: torch.dtype, why: str) -> str:
@@ -119,13 +125,14 @@ class Training:
         data = recipe.data
         paths = {("model",): recipe.model, ("start_from",): recipe.start_from, ("data", "eval"): data.eval}
         sources = absolute_sets(data.train if isinstance(data.train, str) else [s.model_dump() for s in data.train])
+        no_length = not (train.epochs or train.steps or train.few_shot)
         dtype_origin = why if train.dtype == "auto" else self._origin("train", "dtype")
         return self.resolved.text(
             {
                 **{k: (absolute(p), self._origin(*k)) for k, p in paths.items() if p},
                 ("data", "train"): (sources, self._origin("data", "train")),
                 ("train", "dtype"): (str(dtype).removeprefix("torch."), dtype_origin),
-                **({("train", "epochs"): (DEFAULT_EPOCHS, "default")} if not (train.epochs or train.steps) else {}),
+                **({("train", "epochs"): (DEFAULT_EPOCHS, "default")} if no_length else {}),
                 ("out",): (str(self.run.path), self._origin("out")),
             }
         )
@@ -148,8 +155,9 @@ class Training:
             check_metric(self.recipe.train.metric_for_best_model, found.metrics)
             self._keep(side, found)
             chosen = answer_options(
-                self.recipe, prepared.task, prepared.processor, prepared.held_out_examples, prepared.options
-            )
+                self.recipe, prepared.task, prepared.processor, prepared.held_out_examples, prepared.options,
+                self.listener if base else None,
+            )  # fmt: skip
             if chosen is None:
                 return found.metrics
             predictions, judged = judge.answers(*chosen, f"judging the {what}: answers")

@@ -106,10 +106,19 @@ def test_collating_gives_back_what_was_encoded(task_recipe):
         for row, one in zip(together["input_ids"], alone, strict=True):
             ids = one["input_ids"][0]
             assert torch.equal(row[: len(ids)], ids)
-    for key, value in together.items():
-        assert isinstance(value, torch.Tensor)
+    for key, value in _tensors("", together):
         assert value.isfinite().all(), key
     assert prepared.task.show(samples[0], prepared.processor).strip()
+
+
+def _tensors(name, value):
+    """Each tensor of a batch; detectors take a list of mappings as labels."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in parts:
+        yield from _tensors(f"{name}.{key}", part)
 
 
 def test_a_run_reports_saves_and_loads_its_score(task_recipe, tmp_path):

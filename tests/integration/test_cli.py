@@ -43,7 +43,7 @@ def test_train_prints_exactly_one_json_object(cli, recipe_file, tmp_path):
     result = json.loads(out)
     assert set(result) == {
         "run", "status", "metrics", "trainable_parameters", "total_parameters", "tokens", "tokens_per_s",
-        "peak_memory_bytes", "wall_s",
+        "peak_memory_bytes", "wall_s", "data_wait_share",
     }  # fmt: skip
     assert result["status"] == "completed"
     assert set(result["metrics"]) == {"before", "after"}

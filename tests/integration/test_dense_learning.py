@@ -16,7 +16,7 @@ SEGMENTATION = {
     "model": "builtin:tiny-segformer", "task": "semantic-segmentation", "method": {"type": "full"},
     "train": {"steps": 100, "batch_size": 16, "learning_rate": 3e-3, "warmup_ratio": 0.05, "dtype": "float32"},
 }  # fmt: skip
-# So few steps end anywhere from 0.24 to 0.46 (map_50, both stages, seeds 0 to 4); the level asked for is half the least.
+# So few steps end anywhere from 0.24 to 0.47 (map_50, both stages, seeds 0 to 4); half the least of these is asked for.
 LEAST_MAP_50 = 0.12
 DETECTION = {
     "model": "builtin:tiny-rt-detr", "task": {"type": "object-detection", "image_size": 48}, "method": {"type": "full"},
@@ -57,10 +57,10 @@ def two_stages(recipe, folder, adapter, train, test):
 
 def test_masks_are_learnt_and_adapted_to_inverted_pictures(tmp_path):
     first, second = two_stages(SEGMENTATION, tmp_path, {"type": "lora", "r": 8}, masks_train, masks_test)
-    assert first.metrics["before"]["mean_iou"] < 0.3
-    assert first.metrics["after"]["mean_iou"] > 0.6
+    assert first.metrics["before"]["mean_iou"] < 0.35  # 0.04 to 0.24
+    assert first.metrics["after"]["mean_iou"] > 0.5  # 0.74 to 0.85 with seeds 0 to 2
     assert second.metrics["before"]["mean_iou"] < 0.2
-    assert second.metrics["after"]["mean_iou"] > 0.4
+    assert second.metrics["after"]["mean_iou"] > 0.3  # 0.45 to 0.53
     asked = tmp_path / "ask.jsonl"
     asked.write_text(json.dumps({"image": "test/images/0003.png"}) + "\n")
     assert lora_ft.predict(second, str(asked), tmp_path / "out.jsonl") == 1

@@ -27,12 +27,14 @@ def test_label_smoothing_is_no_part_of_held_out_loss_or_perplexity(tokenizer):
         model.get_output_embeddings().weight.mul_(30)  # sure of what it says, so that smoothing changes its loss
     plain, smooth = (TASKS.get("causal-lm").configure(o) for o in ({}, {"label_smoothing_factor": 0.3}))
     samples = samples_of(plain, tokenizer)
-    by_each = [Judge(t, model, tokenizer, t.loss, Silent()).held_out(samples, 256, "x")().metrics for t in (plain, smooth)]
+    judges = [Judge(t, model, tokenizer, t.loss, Silent()) for t in (plain, smooth)]
+    by_each = [judge.held_out(samples, 256, "x")().metrics for judge in judges]
     assert by_each[0]["perplexity"] == pytest.approx(by_each[1]["perplexity"], rel=1e-6)
     batches = [plain.collate([s], tokenizer) for s in samples]
     with torch.no_grad():
-        sums = [(float(model(**b).loss) * (b["labels"] != -100).sum().item(), (b["labels"] != -100).sum()) for b in batches]
-    mean = sum(total for total, _ in sums) / float(sum(n for _, n in sums))
+        means = [float(model(**b).loss) for b in batches]
+    counts = [int((b["labels"] != -100).sum()) for b in batches]
+    mean = sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts)
     assert by_each[1]["loss"] == pytest.approx(mean, rel=1e-5)
     assert by_each[1]["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
     with torch.no_grad():
