@@ -63,6 +63,8 @@ class DataFormat(Named, Protocol):
     def to_examples(self, row: Mapping[str, Any], answered: bool) -> list[dict[str, Any]]:
         """Canonical fields of the examples of one row, mostly one; raises ValueError with what is wrong with it.
 
+        A format whose rows give several examples says with `group_of(fields, where)` which of them stay together.
+
         Args:
             row: values by column.
             answered: whether the answer must be there (training) or may be missing (prediction).

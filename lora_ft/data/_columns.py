@@ -39,23 +39,29 @@ def renamed(rows: Sequence[Row], columns: Mapping[str, str], source: str, answer
     ]
 
 
-def groups(rows: Sequence[Row], column: str | None, source: str) -> list[str]:
-    """The group of each row, "" where there are none.
+def groups(rows: Sequence[Row], column: str | None, source: str, needed: bool = True) -> list[str]:
+    """The group of each row, "" where there are none, and where rows that are not to be split lack the column.
 
     Raises:
         DataError: no such column, or rows without a value in it.
     """
-    if column is None:
+    found = _union(rows) if column is not None else {}
+    if column is None or (not needed and column not in found):
         return [""] * len(rows)
-    found = _union(rows)
     if column not in found:
         raise DataError(
             f"data.group_column: there is no column {column!r}; {did_you_mean(column, found)}", where=source
         )
     values = [_text(r.values.get(column)) for r in rows]
-    problems = [
-        Problem(f"the group column {column!r} is empty", r.where) for r, v in zip(rows, values, strict=True) if not v
-    ]
+    problems = (
+        []
+        if not needed
+        else [
+            Problem(f"the group column {column!r} is empty", r.where)
+            for r, v in zip(rows, values, strict=True)
+            if not v
+        ]
+    )
     if problems:
         raise DataError.collect(problems, title=f"{len(problems)} of {len(rows)} rows have no group ({column!r})")
     return values

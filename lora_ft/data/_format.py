@@ -10,7 +10,7 @@
 | question | question, context, answers?: [{text, start}] (empty: no answer in this context), id? |
 | choices | question, choices: [str], label?: int |
 | pairs | anchor, positive?, negative? |
-| arrays | inputs: array or {name: array}, target?: number or array |
+| arrays | inputs: array or {name: array}, columns?: names of the numbers of the one array, target?: number or array |
 | labelled_image | image, label? (str, int or float) or labels? (list of str) |
 | image_mask | image, mask? |
 | boxes | image, boxes?: [[x, y, width, height]], labels?: [str], crowd?: [bool] (left out: none is), id? |
@@ -51,6 +51,10 @@ class RowFormat:
     def to_examples(self, row: Mapping[str, Any], answered: bool) -> list[dict[str, Any]]:
         """The one example."""
         return [self.to_example(row, answered)]
+
+    def group_of(self, fields: Mapping[str, Any], where: str) -> str:
+        """What a split must keep together with this one of several examples of a row: all of them."""
+        return where
 
     def to_example(self, row: Mapping[str, Any], answered: bool) -> dict[str, Any]:
         """Canonical fields of one row; raises ValueError with what is wrong with it."""

@@ -12,6 +12,7 @@ from lora_ft.registry import DataFormat
 
 from ._columns import aligned, groups, renamed
 from ._detect import Wanted, choose_format
+from ._format import RowFormat
 from ._row import Row
 from .memory import rows_of
 from .read import read_rows
@@ -24,6 +25,7 @@ def load_examples(  # noqa: PLR0913 - what a caller may say of a source
     *,
     kinds: tuple[str, ...] | None = None,
     group_column: str | None = None,
+    grouped: bool = True,
     answered: bool = True,
     name: str = "data",
     media_root: str | None = None,
@@ -36,6 +38,7 @@ def load_examples(  # noqa: PLR0913 - what a caller may say of a source
         columns: the format's column name -> the file's.
         kinds: the kinds of examples that serve; None: all.
         group_column: the file's column that holds each row's group.
+        grouped: whether every row must have one, because they are to be split.
         answered: whether answers must be there, as for training.
         name: of what is in memory, for messages.
         media_root: folder of the images and sounds; default that of the rows' file.
@@ -46,7 +49,7 @@ def load_examples(  # noqa: PLR0913 - what a caller may say of a source
     """
     rows: Sequence[Row] = read_rows(source) if isinstance(source, str) else rows_of(source, name)
     source = source if isinstance(source, str) else name
-    of_rows = groups(rows, group_column, source)
+    of_rows = groups(rows, group_column, source, grouped)
     rows = renamed(rows, columns, source, answered)
     chosen = choose_format(rows, Wanted(format_name, source, kinds, answered, group_column))
     if chosen.kind == "arrays":
@@ -61,7 +64,9 @@ def load_examples(  # noqa: PLR0913 - what a caller may say of a source
             continue
         places = [row.where] if len(found) == 1 else [f"{row.where} [{n}]" for n in range(1, len(found) + 1)]
         root = row.folder if media_root is None else str(Path(media_root).expanduser().resolve())
-        examples += [Example(f, where, source, group, root) for f, where in zip(found, places, strict=True)]
+        for fields, where in zip(found, places, strict=True):
+            together = group or ("" if len(found) == 1 else _group_of(chosen, fields, row.where))
+            examples.append(Example(fields, where, source, together, root))
     _raise(problems, len(rows), chosen)
     return examples, chosen.name
 
@@ -106,6 +111,11 @@ def load_sources(
         row, _ = places.most_common(1)[0]
         raise UsageError("two sets of data.train hold the same row of a file", where=row, fix="name the file once")
     return examples, ", ".join(names), {s.path: s.weight for s in sources}
+
+
+def _group_of(chosen: DataFormat, fields: Mapping[str, Any], where: str) -> str:
+    """Examples of one row are never parted by a split, unless their format says so."""
+    return str(chosen.group_of(fields, where)) if isinstance(chosen, RowFormat) else where
 
 
 def _raise(problems: Sequence[Problem], rows: int, chosen: DataFormat) -> None:

@@ -46,7 +46,7 @@ def split(examples: Sequence[Example], eval: str, seed: int) -> tuple[list[Examp
     """
     wish = _parsed(eval)
     of_groups = [e.group for e in examples]
-    of_classes = classes(examples)
+    of_classes = classes(examples) or classes(examples, "target")
     if any(of_groups):
         held = _grouped(of_groups, of_classes, wish, seed)
     elif of_classes is not None:
@@ -103,16 +103,30 @@ def _stratified(of_classes: Sequence[str], wish: _Wish, seed: int) -> list[int]:
     kinds = len(set(names))
     if wish.share is None:
         if max(counts.values()) < wish.folds:
-            return [several[i] for i in _plain(len(several), wish, seed)]
+            # Rows of a class stand beside each other, so that they go to different folds.
+            dealt = sorted(random.Random(seed).sample(several, len(several)), key=lambda i: of_classes[i])
+            return sorted(dealt[wish.fold - 1 :: wish.folds])
         folds = StratifiedKFold(wish.folds, shuffle=True, random_state=seed)
         return [several[i] for i in _fold(folds, wish.fold, names, names)]
     held = max(1, round(len(of_classes) * float(wish.share)))
     if held >= len(several):
         return []
     if min(held, len(several) - held) < kinds:
-        return random.Random(seed).sample(several, held)
+        spare = _spare(of_classes, several, seed)
+        return random.Random(seed).sample(spare, min(held, len(spare)))
     draw = StratifiedShuffleSplit(1, test_size=held, random_state=seed)
     return [several[i] for i in next(iter(draw.split(names, names)))[1]]
+
+
+def _spare(of_classes: Sequence[str], rows: Sequence[int], seed: int) -> list[int]:
+    """The rows but one of each class, which stays in training whatever is drawn of the others."""
+    kept: set[str] = set()
+    spare = []
+    for i in random.Random(seed).sample(rows, len(rows)):
+        if of_classes[i] in kept:
+            spare.append(i)
+        kept.add(of_classes[i])
+    return sorted(spare)
 
 
 def _grouped(of_groups: Sequence[str], of_classes: Sequence[str] | None, wish: _Wish, seed: int) -> list[int]:

@@ -68,11 +68,11 @@ def read(recipe: Recipe, task: Task, given: Given) -> Rows:
         examples, name, weights = load_sources(sets, data.format, data.columns, **options)
     held: list[Example] = []
     if given.held_out is not None:
-        held, _ = load_examples(given.held_out, data.format, data.columns, name="eval", **options)
+        held, _ = load_examples(given.held_out, data.format, data.columns, name="eval", grouped=False, **options)
     elif data.eval is not None and is_split(data.eval):
         examples, held = split(examples, data.eval, recipe.seed)
     elif data.eval is not None:
-        held, _ = load_examples(data.eval, data.format, data.columns, **options)
+        held, _ = load_examples(data.eval, data.format, data.columns, grouped=False, **options)
     examples, held, report = clean(examples, held, data.deduplicate)
     return Rows(examples, held, name, source_name(data.train), weights if len(weights) > 1 else {}, report)
 
@@ -94,7 +94,9 @@ def to_judge(recipe: Recipe, task: Task, source: str | None) -> tuple[list[Examp
         return rows.held_out, rows.source, rows.format
     name = data.format if source is None else "auto"
     root = data.media_root if source is None else None
-    examples, name = load_examples(wanted, name, data.columns, kinds=task.kinds, media_root=root)
+    examples, name = load_examples(
+        wanted, name, data.columns, kinds=task.kinds, group_column=data.group_column, grouped=False, media_root=root
+    )
     return examples, wanted, name
 
 

@@ -86,7 +86,7 @@ def _rows(loaded: Loaded, data: str | None) -> tuple[list[Example], str, str]:
     if data is None and given.held_out is not None:
         examples, name = load_examples(
             given.held_out, recipe.format, recipe.columns, kinds=loaded.task.kinds, group_column=recipe.group_column,
-            name="eval", media_root=recipe.media_root,
+            grouped=False, name="eval", media_root=recipe.media_root,
         )  # fmt: skip
         return examples, "eval", name
     if data is None and given.train is not None and part and "eval_data" not in known:
@@ -133,7 +133,11 @@ def predict(  # noqa: PLR0913 - one argument per option of the verb
     if not output.parent.is_dir():
         raise UsageError("the folder of the output file does not exist", where=str(output))
     loaded = load(run, listener=listener, given=given)
-    examples, _ = load_examples(source, "auto", loaded.recipe.data.columns, kinds=loaded.task.kinds, answered=False)
+    data = loaded.recipe.data
+    examples, _ = load_examples(
+        source, "auto", data.columns, kinds=loaded.task.kinds, group_column=data.group_column, grouped=False,
+        answered=False,
+    )  # fmt: skip
     judge = Judge(
         loaded.task, loaded.model, loaded.processor, loaded.task.loss, listener, workers(loaded.recipe, loaded.task)
     )

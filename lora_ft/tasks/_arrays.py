@@ -30,6 +30,22 @@ def inputs_of(example: Example) -> dict[str, Array]:
     return {INPUTS: array_of(given, "inputs")}
 
 
+def by_name(example: Example, inputs: dict[str, Array], columns: Sequence[str]) -> dict[str, Array]:
+    """The inputs of a table's row with its numbers in the order of training's columns.
+
+    Raises:
+        ValueError: columns that training did not have, or lacks of them.
+    """
+    found = list(example.fields.get("columns", columns))
+    if found == list(columns):
+        return inputs
+    missing, extra = [c for c in columns if c not in found], [c for c in found if c not in columns]
+    if missing or extra:
+        said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(extra)} beside them"] * bool(extra)
+        raise ValueError(f"the model was trained on the columns {', '.join(columns)}; this row {' and '.join(said)}")
+    return {name: array[[found.index(c) for c in columns]] for name, array in inputs.items()}
+
+
 def array_of(value: Any, what: str) -> Array:
     """An array; floating numbers in float32.
 

@@ -23,7 +23,7 @@ from ._array_answers import (
     number_answer,
     share_answer,
 )
-from ._arrays import TARGET, Array, check_shapes, inputs_of, model_arguments, shapes_of, shown, stacked
+from ._arrays import TARGET, Array, by_name, check_shapes, inputs_of, model_arguments, shapes_of, shown, stacked
 from ._base import Outputs, TaskBase
 from ._labelled import stacked_logits
 from ._labels import LabelOptions, class_weights, values_of
@@ -68,6 +68,7 @@ class Module(TaskBase):
         whole: names of the inputs that are whole numbers in every row.
         soft: whether targets are probabilities of classes.
         top: where the largest class is.
+        columns: names of the inputs' numbers in their order, where the rows are of a table.
     """
 
     options: ModuleOptions = field(default_factory=ModuleOptions)
@@ -77,6 +78,7 @@ class Module(TaskBase):
     whole: tuple[str, ...] = ()
     soft: bool = False
     top: str = ""
+    columns: tuple[str, ...] = ()
 
     name = "module"
     description = "Any torch.nn.Module that a Python function builds, on arrays, with a loss of torch.nn.functional."
@@ -119,7 +121,8 @@ class Module(TaskBase):
         targets = values_of(everything, task.target_of)
         first = inputs[0] if targets[0][0] is None else {**inputs[0], TARGET: targets[0][0]}
         whole = [n for n in inputs[0] if all(n in i and i[n].dtype.kind != "f" for i in inputs)]
-        task = replace(task, shapes=shapes_of(first), whole=tuple(whole))
+        columns = tuple(examples[0].fields.get("columns", ()))
+        task = replace(task, shapes=shapes_of(first), whole=tuple(whole), columns=columns)
         return task._with_labels([(t, where) for t, where in targets if t is not None], len(examples))
 
     def _with_labels(self, targets: Sequence[tuple[Array, str]], training: int) -> "Module":
@@ -154,7 +157,7 @@ class Module(TaskBase):
         """One sample of length 1 for each row."""
 
         def encode(example: Example) -> Encoded:
-            inputs, target = inputs_of(example), self.target_of(example)
+            inputs, target = by_name(example, inputs_of(example), self.columns), self.target_of(example)
             arrays = inputs if target is None else {**inputs, TARGET: target}
             check_shapes(arrays, self.shapes)
             arrays = {n: a if n in self.whole or n == TARGET else a.astype(np.float32) for n, a in arrays.items()}

@@ -30,6 +30,32 @@ ROWS = {
     "prompt_completion": {"prompt": "q", "completion": "a"},
     "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     "text": {"text": "q a"},
+    "audio_text": {"audio": "a.wav", "text": "hello"},
+    "boxes": {"image": "a.png", "objects": {"bbox": [[1, 2, 3, 4]], "category": ["cat"]}},
+    "coco": {
+        "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}],
+    },
+    "image_caption": {"image": "a.png", "caption": "a cat"},
+    "image_mask": {"image": "a.png", "mask": "b.png"},
+    "image_question": {"image": "a.png", "question": "what is it?", "answer": "a cat"},
+    "labelled_audio": {"audio": "a.wav", "label": "cat"},
+    "labelled_image": {"image": "a.png", "label": "cat"},
+    "llava": {
+        "image": "a.png",
+        "conversations": [
+            {"from": "human", "value": "<image> what is it?"},
+            {"from": "gpt", "value": "a cat"},
+        ],
+    },
+    "vision_messages": {
+        "images": ["a.png"],
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]},
+            {"role": "assistant", "content": "a cat"},
+        ],
+    },
 }
 
 
@@ -63,7 +89,9 @@ def test_a_name_registered_twice_or_badly_raises():
 def test_a_format_claims_its_own_rows_and_only_it_wins(name, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[name]) + "\n")
-    (example,), detected = load_examples(str(path), "auto", {})
+    # A chat with images is a chat too; which of the two it is, the task says.
+    kinds = ("image_conversation",) if name == "vision_messages" else None
+    (example,), detected = load_examples(str(path), "auto", {}, kinds=kinds)
     assert detected == name
     assert example.fields
     assert example.where == f"{path}:1"

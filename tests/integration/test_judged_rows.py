@@ -118,3 +118,24 @@ def test_rows_longer_than_a_robertas_last_position_are_cut_to_it(tmp_path):
     usable = 34 - config.pad_token_id - 1
     assert run.facts["encode"]["max_length"] == usable
     assert f"a sample holds at most {usable} tokens, all that this base can read" in told.notes
+
+
+def test_the_group_column_of_a_table_is_no_feature_in_eval_and_predict(tmp_path):
+    lines = [f"{i % 7 - 3},{i % 5},{i // 2},{int(i % 7 > 3)}" for i in range(40)]
+    (tmp_path / "train.csv").write_text("a,b,g,target\n" + "\n".join(lines) + "\n")
+    (tmp_path / "held.csv").write_text(
+        "b,a,target\n" + "\n".join(f"{i % 5},{i % 7 - 3},{i % 2}" for i in range(6)) + "\n"
+    )
+    run = lora_ft.train(
+        {
+            "model": "python:lora_ft.models.architectures:mlp",
+            "task": {"type": "module", "loss": "binary_cross_entropy",
+                     "arguments": {"sizes": [2, 4, 1], "output": "sigmoid"}},
+            "data": {"train": str(tmp_path / "train.csv"), "eval": "25%", "group_column": "g"},
+            "method": "full", "train": {"steps": 2},
+        },
+        out=tmp_path / "run",
+    )  # fmt: skip
+    for name in ("train", "held"):
+        assert lora_ft.evaluate_run(run, data=str(tmp_path / f"{name}.csv"))[0]["after"]["loss"] > 0
+    assert lora_ft.predict(run, str(tmp_path / "train.csv"), tmp_path / "out.jsonl") == 40

@@ -161,3 +161,24 @@ def test_overlong_rows_are_counted_refused_or_leave_nothing():
         encode(["dropped: longer than max_length"])
     with pytest.raises(DataError, match="cannot"):
         encode(["", "raise"])
+
+
+def test_questions_on_one_context_are_never_parted_by_a_share(tmp_path):
+    from lora_ft.data import split
+
+    qas = lambda n: [  # noqa: E731
+        {"question": f"q{n}{i}", "id": f"{n}-{i}", "answers": [{"text": "text", "answer_start": 0}]} for i in range(5)
+    ]
+    paragraphs = [{"context": f"text number {n}", "qas": qas(n)} for n in range(12)]
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
+    examples, _ = load_examples(str(tmp_path / "squad.json"), "auto", {})
+    training, held = split(examples, "25%", 0)
+    assert held
+    assert not {e.fields["context"] for e in training} & {e.fields["context"] for e in held}
+
+
+def test_pairs_of_one_row_are_never_parted_and_images_of_a_document_may_be(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"anchor": "a", "positive": ["b", "c"]}\n{"anchor": "d", "positive": "e"}\n')
+    examples, _ = load_examples(str(tmp_path / "pairs.jsonl"), "auto", {})
+    assert examples[0].group == examples[1].group != ""
+    assert examples[2].group == ""

@@ -140,3 +140,18 @@ def test_too_few_rows_or_groups_are_refused():
     ):
         with pytest.raises(DataError, match="too few to hold out"):
             split(examples, wish, 0)
+
+
+@pytest.mark.parametrize("eval", ["10%", "fold 1/5", "fold 3/5", "40%"])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_class_of_few_rows_is_held_out_whole(eval, seed):
+    examples = rows("aabbccddeeffgghhiijjkkllmm")
+    training, held = split(examples, eval, seed)
+    assert held
+    assert {e.fields["label"] for e in training} == set("abcdefghijklm")
+
+
+def test_classes_in_a_target_are_held_out_in_proportion():
+    examples = [Example({"inputs": [1.0], "target": int(i % 25 == 0)}, str(i)) for i in range(200)]
+    for seed in range(8):
+        assert sum(e.fields["target"] for e in split(examples, "10%", seed)[1]) == 1

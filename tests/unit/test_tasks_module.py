@@ -397,3 +397,15 @@ def test_a_row_to_predict_may_lack_what_only_training_needs():
     assert "labels" not in task.collate([sample, samples[0]], None)
     assert samples[1].label == "1"
     assert task.show(samples[0], None).endswith("-> [[0]]")
+
+
+def test_columns_in_another_order_are_told_apart_by_name():
+    def row(columns, numbers):
+        return Example({"inputs": np.array(numbers), "columns": tuple(columns), "target": 1.0}, "f:1")
+
+    task = TASKS.get("module").configure({"loss": "mse_loss"}).learn([row("ab", [1.0, 2.0])], [])
+    encode = task.encoder(None, EncodeOptions())
+    assert encode(row("ba", [2.0, 1.0])).samples[0].inputs["inputs"].tolist() == [1.0, 2.0]
+    for columns, says in (("ac", "lacks b and has c"), ("abc", "has c beside them")):
+        with pytest.raises(ValueError, match=says):
+            encode(row(columns, [1.0] * len(columns)))

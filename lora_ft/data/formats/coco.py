@@ -32,6 +32,10 @@ class Coco(RowFormat):
         )
         return named and "annotations" in columns
 
+    def group_of(self, fields: Mapping[str, Any], where: str) -> str:
+        """The images of a document are rows of their own."""
+        return ""
+
     def to_examples(self, row: Mapping[str, Any], answered: bool) -> list[dict[str, Any]]:
         """The images with their boxes; raises ValueError with the first few things that are wrong."""
         problems: list[str] = []

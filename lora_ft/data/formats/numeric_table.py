@@ -27,19 +27,20 @@ class NumericTable(RowFormat):
         return target is not None and bool(features) and all(_numbers(row, features) for row in first_rows)
 
     def to_example(self, row: Mapping[str, Any], answered: bool) -> dict[str, Any]:
-        """All columns but the target as one array (features,)."""
+        """All columns but the target as one array (features,), and their names."""
         import numpy as np
 
         target = self.named("target", row)
-        inputs = np.array([number_of(_given(row, c), c) for c in row if c != target])
-        if not inputs.size:
+        columns = tuple(c for c in row if c != target)
+        if not columns:
             raise ValueError("there is no column beside the target")
+        given = {"inputs": np.array([number_of(_given(row, c), c) for c in columns]), "columns": columns}
         if target is None or absent(row[target]):
             if answered:
                 raise ValueError(f"column 'target' is missing or empty; found: {', '.join(row)}")
-            return {"inputs": inputs}
+            return given
         number = number_of(row[target], target)
-        return {"inputs": inputs, "target": int(number) if _whole(row[target]) else number}
+        return {**given, "target": int(number) if _whole(row[target]) else number}
 
 
 def _given(row: Mapping[str, Any], column: str) -> Any:

@@ -1,5 +1,6 @@
 """SQuAD: questions whose answers are spans of a context; the nested files and flat rows."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,10 @@ class Squad(RowFormat):
         if not found:
             raise ValueError("an article without a question")
         return found
+
+    def group_of(self, fields: Mapping[str, Any], where: str) -> str:
+        """Questions on one context stay together."""
+        return f"{where} {hashlib.blake2b(fields['context'].encode(), digest_size=8).hexdigest()}"
 
 
 def _questions(article: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
