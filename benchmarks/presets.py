@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._side_by_side import RESULTS, facts, write
-from lora_ft.recipe import preset_names
+from lora_ft.recipe import load_recipe, preset_names
 from lora_ft.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def measured(name: str) -> dict[str, Any]:
     before, after = run["metrics"]["before"], run["metrics"]["after"]
     about = next(m for m in ABOUT if m in after)
     return {
-        "task": run["task"], "base": run["base"], "metric": about, "before": before[about], "after": after[about],
+        "task": run["task"], "base": load_recipe([], [name]).recipe.model, "metric": about, "before": before[about], "after": after[about],
         "seconds": round(seconds, 1), "steps": run["steps"], "trainable": run["trainable_parameters"],
         "total": run["total_parameters"], "peak_memory_mib": run["peak_memory_bytes"] >> 20,
         "data_wait_share": run["data_wait_share"],
