@@ -40,7 +40,8 @@ def measured(name: str) -> dict[str, Any]:
     before, after = run["metrics"]["before"], run["metrics"]["after"]
     about = next(m for m in ABOUT if m in after)
     return {
-        "task": run["task"], "base": load_recipe([], [name]).recipe.model, "metric": about, "before": before[about], "after": after[about],
+        "task": run["task"], "base": load_recipe([], [name]).recipe.model,
+        "metric": about, "before": before[about], "after": after[about],
         "seconds": round(seconds, 1), "steps": run["steps"], "trainable": run["trainable_parameters"],
         "total": run["total_parameters"], "peak_memory_mib": run["peak_memory_bytes"] >> 20,
         "data_wait_share": run["data_wait_share"],

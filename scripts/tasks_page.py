@@ -182,8 +182,8 @@ def _presets() -> list[str]:
     return [
         "## Presets, to their end",
         "`lora-ft train --preset NAME` on held-out rows of the preset's own data. Bases called tiny-... have random "
-        "weights and the data are generated: the figures show that a preset learns, not what a real model reaches. Seconds "
-        "are those of a machine that did other work beside it. "
+        "weights and the data are generated: the figures show that a preset learns, not what a real model reaches. "
+        "Seconds are those of a machine that did other work beside it. "
         f"{found['device']}, {found['threads']} threads. `python benchmarks/presets.py`",
         "\n".join(table),
     ]
