@@ -7,7 +7,7 @@ from typing import Any
 from lora_ft.ahead import Ahead
 from lora_ft.records import Batch, Sample
 
-from .batching import Order, draw_of, micro_batches
+from .batching import OVERHEAD, Order, draw_of, micro_batches
 from .job import Job
 
 
@@ -34,8 +34,6 @@ class Feed:
         order: samples of each step.
         start: first step, from 0.
 
-    Attributes:
-        waited: seconds that the model waited for batches.
     """
 
     def __init__(self, job: Job, order: Order, start: int) -> None:
@@ -78,6 +76,9 @@ class Feed:
             chosen, epoch = self.order.step(step)
             draw = draw_of(self.job.seed, epoch)
             samples = self.job.mix([self.job.samples[i] for i in chosen], draw)
-            groups = micro_batches([s.length for s in samples], self.job.tokens_per_micro_batch)
+            budget = self.job.tokens_per_micro_batch
+            # A loss of the whole step runs every micro-batch twice as soon as there are two.
+            overhead = OVERHEAD if self.job.combine is None else budget
+            groups = micro_batches([s.length for s in samples], budget, overhead)
             self._steps[step] = (samples, groups, draw)
         return self._steps[step]

@@ -121,3 +121,11 @@ def test_a_whole_step_run_resumes_bit_for_bit_with_dropout(tmp_path):
 def test_half_of_a_whole_step_loss_is_refused(tmp_path):
     with pytest.raises(ValueError, match="go together"):
         make_job(tmp_path, represent=represent)
+
+
+def test_a_step_that_fits_is_not_cut_because_each_part_would_run_twice(tmp_path):
+    assert len({s.length for s in samples()[:8]}) > 1
+    whole = make_job(tmp_path, represent=represent, combine=combine, tokens_per_micro_batch=10**6)
+    assert len(Feed(whole, Order(ROWS, 8, 3), 0).next().groups) == 1
+    cut = make_job(tmp_path, represent=represent, combine=combine, tokens_per_micro_batch=4)
+    assert len(Feed(cut, Order(ROWS, 8, 3), 0).next().groups) > 1
