@@ -80,7 +80,8 @@ def _is(value: Any, kind: Any) -> bool:
 
 def _say(hint: Any) -> str:
     names = [getattr(typing.get_origin(m) or m, "__name__", str(m)) for m in _members(hint)]
-    return " or ".join(n for n in names if n != "NoneType")
+    # The order is ours: Python interns unions, so that of `str | list` hangs on which was written first in the process.
+    return " or ".join(sorted(n for n in names if n != "NoneType"))
 
 
 def check_names(model: nn.Module, options: Any) -> None:
