@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .pipeline.algebra import combine, compress, convert, extract
+    from .pipeline.artifacts import export, merge, unmerge
     from .pipeline.loading import Loaded, load
     from .pipeline.rows import Given
     from .pipeline.sweep import sweep
-    from .pipeline.use import evaluate_run, export, merge, predict
+    from .pipeline.use import evaluate_run, predict
     from .records import Listener
     from .runs import Run
 
@@ -27,13 +28,14 @@ IN_MEMORY = "in-memory"  # what a recipe says of a model or of data that the cal
 
 __all__ = [
     "Given", "Loaded", "Run", "__version__", "combine", "compress", "convert", "evaluate_run", "export", "extract",
-    "load", "merge", "predict", "sweep", "train",
+    "load", "merge", "predict", "sweep", "train", "unmerge",
 ]  # fmt: skip
 
 _HOMES = {
     "Given": "pipeline", "Loaded": "pipeline", "Run": "runs", "combine": "pipeline", "compress": "pipeline",
     "convert": "pipeline", "extract": "pipeline", "evaluate_run": "pipeline", "export": "pipeline",
     "load": "pipeline", "merge": "pipeline", "predict": "pipeline", "sweep": "pipeline",
+    "unmerge": "pipeline",
 }  # fmt: skip
 
 

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
+
+    from lora_ft_adapters.weights import Weights
 
 Batch = dict[str, Any]  # name -> tensor, ready for the model; "labels" where the samples have them
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae", "wer", "cer"})
@@ -261,25 +265,53 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A trained adapter on its base, ready to be exported. Exporting may use up `model`.
+class Subject:
+    """What is known of an adapter before any weight is read; by it an export format says whether it can take it.
 
     Attributes:
-        model: the PeftModel on its base.
-        processor: the tokenizer or processor.
-        base: the base model as the recipe names it.
+        task: name of the task.
         auto_class: Transformers' auto class of the base; None where a function builds it.
-        outputs: the task's answer to a batch, by which artifacts are compared.
-        stored_dtype: name of the dtype in which the base's own files are.
-        generation: settings that its generation config needs.
-        load_base: loads the plain base once more, in the dtype of `model`.
+        method: name of the method in the recipe.
+        adapter: its PEFT config.
+        model: the base's modules without weights (meta device), with config and generation config.
+        new_tokens: whether tokens were added.
     """
 
+    task: str
+    auto_class: str | None
+    method: str
+    adapter: Any
     model: Any
+    new_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A trained adapter on its base, ready to be exported. What is large is made when it is asked for.
+
+    Attributes:
+        subject: what it is.
+        folder: the adapter in PEFT's layout.
+        processor: the tokenizer or processor.
+        base: the base model as the recipe names it, never a path of this machine.
+        outputs: the task's answer to a batch, by which artifacts are compared.
+        dtype: what numbers are written in, one of the format's `dtypes`; "" for a format that has none.
+        generation: settings that its generation config needs.
+        merged: the merged model's tensors by the names of its files, in float32 or in the base's own dtype where the
+            adapter changes nothing; raises UsageError for a method that cannot be merged.
+        load_base: the plain base in memory, as `load_adapted` has it.
+        load_adapted: the PeftModel on its base in memory.
+        read_model: a model from a folder in Transformers' layout, with little memory.
+    """
+
+    subject: Subject
+    folder: Path
     processor: Any
     base: str
-    auto_class: str | None
     outputs: Callable[[Any, Batch], Tensor]
-    stored_dtype: str
+    dtype: str
     generation: Mapping[str, Any]
+    merged: Callable[[], Weights]
     load_base: Callable[[], Any]
+    load_adapted: Callable[[], Any]
+    read_model: Callable[[Path], Any]

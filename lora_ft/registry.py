@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PredictOptions,
         Probe,
         Sample,
+        Subject,
     )
 
 
@@ -211,18 +212,36 @@ class Quantizer(Named, Protocol):
         """What a model loaded with these arguments needs before it is evaluated and trained in turn."""
 
 
-class ExportFormat(Named, Protocol):
-    """A form in which a trained adapter leaves the project."""
-
-    @property
-    def full_precision(self) -> bool:
-        """Whether it needs the base's own weights even if training quantised them."""
+class ArtifactForm(Protocol):
+    """How an artifact is written and proved."""
 
     def write(self, artifact: Artifact, folder: Path) -> None:
         """Write into an empty folder."""
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Read back from disk and compare with the probes; raises ArtifactError when it differs."""
+
+
+class ExportFormat(Named, ArtifactForm, Protocol):
+    """A form in which a trained adapter leaves the project."""
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether it needs the base's own weights even if training quantised them."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """What numbers can be written in, as `--dtype` says it; () where there is no choice."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the programs that read it, as `lora-ft train --target` says them."""
+
+    def default_dtype(self, stored: str) -> str:
+        """One of `dtypes`, where the base's own files are in torch's dtype `stored`."""
+
+    def check(self, subject: Subject) -> None:
+        """Raise UsageError with the reason, and the nearest way out, where this adapter cannot take this form."""
 
 
 T = TypeVar("T", bound=Named)

@@ -1,5 +1,6 @@
 """Adapters in the base's own weights, for good or for a while."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,28 @@ def merge(model: PeftModel) -> nn.Module:
             raise AdapterError(f"merging failed: {error}") from error
         raise UnmergeableError(f"{_kind(model)} cannot be merged: {error}") from error
     return merged
+
+
+def check_mergeable(model: PeftModel) -> None:
+    """Try PEFT's merge on one layer of each kind, filled with small numbers; the model may be on the meta device.
+
+    Raises:
+        UnmergeableError: the method cannot be merged into this base; says why.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        raise UnmergeableError(f"{_kind(model)} cannot be merged: it adds inputs, not weights")
+    layers = {(type(m), type(m.get_base_layer())): m for m in model.modules() if isinstance(m, BaseTunerLayer)}
+    for layer in layers.values():
+        trial: Any = copy.deepcopy(layer).to_empty(device="cpu")
+        with torch.no_grad(), quiet(), torch.random.fork_rng(devices=[]):
+            for tensor in (*trial.parameters(), *trial.buffers()):
+                if tensor.is_floating_point():
+                    tensor.normal_(std=0.01)
+            try:
+                trial.merge(safe_merge=False)
+            except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
+                why = str(error) or "PEFT has no merge for it"
+                raise UnmergeableError(f"{_kind(model)} cannot be merged: {why}") from error
 
 
 @contextmanager

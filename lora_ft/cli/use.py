@@ -1,4 +1,4 @@
-"""lora-ft eval, predict, merge, export: what is done with a finished run."""
+"""lora-ft eval, predict, merge, unmerge, export: what is done with a finished run."""
 
 import json
 import sys
@@ -11,7 +11,11 @@ from lora_ft.runs import Run
 
 RunArg = Annotated[Path, typer.Argument(help="Run folder, as `lora-ft train` printed it.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-DtypeOption = Annotated[str | None, typer.Option(help="Of the merged weights: float32, bfloat16 or float16.")]
+OutOption = Annotated[Path, typer.Option(help="A folder that does not exist yet.")]
+DtypeOption = Annotated[str | None, typer.Option(help="What numbers are written in; default as in the base's files.")]
+IntoOption = Annotated[
+    str, typer.Option(help="Of a quantised base: merge into its original or dequantised weights, or the better (auto).")
+]
 TrustOption = Annotated[
     bool, typer.Option("--trust-code", help="Run the Python function that a recipe names as its model.")
 ]
@@ -80,34 +84,61 @@ def predict(
 
 def merge(
     run: RunArg,
-    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+    out: OutOption,
     dtype: DtypeOption = None,
+    into: IntoOption = "auto",
     trust_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Merge the adapter into its base: a plain Transformers model that needs neither us nor PEFT."""
-    _export(run, "merged", out, dtype, trust_code, as_json)
+    _export(run, "merged", out, (dtype, into), trust_code, as_json)
 
 
-def export(
+def export(  # noqa: PLR0913 - one argument per option
     run: RunArg,
     format_name: Annotated[str, typer.Option("--format", help="See `lora-ft list exports`.")],
-    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+    out: OutOption,
     dtype: DtypeOption = None,
+    into: IntoOption = "auto",
     trust_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the adapter in another form; nothing is published that differs from adapter on base."""
-    _export(run, format_name, out, dtype, trust_code, as_json)
+    _export(run, format_name, out, (dtype, into), trust_code, as_json)
 
 
-def _export(run: Path, format_name: str, out: Path, dtype: str | None, trust_code: bool, as_json: bool) -> None:
+def unmerge(
+    merged: Annotated[Path, typer.Argument(help="Folder of the merged model.")],
+    run: Annotated[Path, typer.Option(help="The run whose adapter is in it.")],
+    out: OutOption,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take an adapter out of a merged model: the base again, up to rounding."""
+    from lora_ft import pipeline, report
+
+    listener = report.make_listener()
+    figures = pipeline.unmerge(merged, run, out, listener=listener)
+    listener.finish()
+    if as_json:
+        print(json.dumps({"out": str(out), **figures}))
+        return
+    print(f"base written to {out}")
+    print(
+        f"compared with the run's own base: tensors differ by at most {figures['weights_difference']:.1e} of their "
+        f"size, logits by {figures['max_difference']:.1e}"
+    )
+
+
+def _export(
+    run: Path, format_name: str, out: Path, wanted: tuple[str | None, str], trust_code: bool, as_json: bool
+) -> None:
     from lora_ft import pipeline, report
 
     listener = report.make_listener()
     figures = pipeline.export(
-        run, out, format_name=format_name, dtype=dtype, listener=listener, given=pipeline.Given(trust_code=trust_code)
-    )
+        run, out, format_name=format_name, dtype=wanted[0], into=wanted[1], listener=listener,
+        given=pipeline.Given(trust_code=trust_code),
+    )  # fmt: skip
     listener.finish()
     if as_json:
         print(json.dumps({"run": str(run), "out": str(out), "format": format_name, **figures}))
@@ -117,3 +148,8 @@ def _export(run: Path, format_name: str, out: Path, dtype: str | None, trust_cod
         f"read back and compared with the adapter on its base: largest logit difference "
         f"{figures['max_difference']:.1e}, same first choice at {figures['top1_agreement']:.1%} of positions"
     )
+    if "weights_kept" in figures:
+        print(
+            f"of the update, {figures['weights_kept']:.1%} is left after rounding; "
+            f"least in {figures['least_kept_in']} ({figures['least_kept']:.1%})"
+        )

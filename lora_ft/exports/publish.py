@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_ft.errors import ArtifactError, ResourceError, UsageError
 from lora_ft.records import Artifact, Batch, Probe, moved
-from lora_ft.registry import ExportFormat
+from lora_ft.registry import ArtifactForm
 from lora_ft.runs import make_readable
 from lora_ft_adapters import active
 
@@ -82,7 +82,7 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
 def publish(
     artifact: Artifact,
     target: Path,
-    export: ExportFormat,
+    export: ArtifactForm,
     probes: Sequence[Probe],
     finish: Callable[[Path, Mapping[str, float]], None],
 ) -> dict[str, float]:

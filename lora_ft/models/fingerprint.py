@@ -1,15 +1,19 @@
 """Which weights an adapter was trained on: a hash that is the same in float32 and bfloat16."""
 
 import hashlib
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from lora_ft_adapters.weights import Weights
 
 VALUES = 64  # sampled from each parameter
 
 
-def fingerprint(model: nn.Module, fresh: Collection[str] = ()) -> str:
+def fingerprint(model: nn.Module, fresh: Collection[str] = (), dtype: torch.dtype | None = None) -> str:
     """SHA-256 over names, shapes and evenly spaced values, rounded to bfloat16, of the frozen parameters.
 
     Quantised weights are hashed as they are stored, so one base has one fingerprint per quantiser.
@@ -17,15 +21,41 @@ def fingerprint(model: nn.Module, fresh: Collection[str] = ()) -> str:
     Args:
         model: the plain base.
         fresh: names of modules that are not in its files and start at random; they are left out.
+        dtype: that of the model whose fingerprint this one is compared with; float16 rounds before bfloat16 does.
     """
+
+    def values(parameter: Tensor, index: Tensor) -> Tensor:
+        return parameter.detach().flatten()[index.to(parameter.device)].cpu()
+
+    return _digest({n: (tuple(p.shape), partial(values, p)) for n, p in model.named_parameters()}, fresh, dtype)
+
+
+def fingerprint_of_files(
+    model: nn.Module, weights: Weights, fresh: Collection[str] = (), dtype: torch.dtype | None = None
+) -> str:  # fmt: skip
+    """The same of a model without numbers, whose tensors are in files.
+
+    Args:
+        model: its modules.
+        weights: their tensors by name.
+        fresh, dtype: as for `fingerprint`.
+    """
+    names = [n for n, _ in model.named_parameters() if n in weights]
+    return _digest({n: (weights.shape(n), partial(weights.values_at, n)) for n in names}, fresh, dtype)
+
+
+def _digest(
+    tensors: Mapping[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]], fresh: Collection[str],
+    dtype: torch.dtype | None,
+) -> str:  # fmt: skip
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, (shape, values) in tensors.items():
         if any(name.startswith(f"{module}.") for module in fresh):
             continue
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        flat = parameter.detach().flatten()
-        count = min(VALUES, flat.numel())
-        index = (torch.arange(count) * (flat.numel() - 1) // max(1, count - 1)).to(flat.device)
-        values = flat[index].cpu()
-        digest.update(values.float().bfloat16().view(torch.int16).numpy().tobytes())
+        digest.update(f"{name}{shape}".encode())
+        size = math.prod(shape)
+        count = min(VALUES, size)
+        found = values(torch.arange(count) * (size - 1) // max(1, count - 1))
+        found = found.to(dtype) if dtype is not None and found.is_floating_point() else found
+        digest.update(found.float().bfloat16().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

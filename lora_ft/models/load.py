@@ -180,9 +180,14 @@ def incomplete(model: nn.Module, missing: Sequence[str], source: str) -> Artifac
     )
 
 
+def local_folder(source: str) -> Path:
+    """Where the files of a folder or of a hub id that was loaded before are."""
+    return Path(source) if Path(source).is_dir() else Path(snapshot_download(source, local_files_only=True))
+
+
 def original_weights(source: str) -> Callable[[str], torch.Tensor | None]:
     """A function from a parameter's name to its value in the base's own files, before any quantisation."""
-    folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, local_files_only=True))
+    folder = local_folder(source)
     where: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:

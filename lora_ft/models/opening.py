@@ -1,6 +1,7 @@
 """Open a base model of any kind: of Transformers, or built by a user's function; with or without weights."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,8 +61,12 @@ class BaseSpec:
             raise incomplete(base.model, [f"{m}.*" for m in base.fresh], self.source)
         return base
 
-    def skeleton(self) -> nn.Module:
-        """Its modules without weights (meta device), to check targets before gigabytes are read."""
+    def skeleton(self, device: str | None = "meta") -> nn.Module:
+        """Its modules without weights (meta device), to check targets before gigabytes are read.
+
+        Args:
+            device: None leaves it to the caller's context.
+        """
         model: nn.Module
         if self.auto_class is None:
             return python_module.skeleton(self.source, self.model_arguments, trust_code=self.trust_code)
@@ -70,7 +75,7 @@ class BaseSpec:
             config, of_class = AutoConfig.from_pretrained(
                 self.source, trust_remote_code=False, return_unused_kwargs=True, **wanted
             )
-            with torch.device("meta"):
+            with torch.device(device) if device else nullcontext():
                 model = getattr(transformers, self.auto_class).from_config(config, **of_class)
         except LOAD_ERRORS as error:
             raise unreachable("model", self.source, error) from error

@@ -21,6 +21,7 @@ from lora_ft.records import Listener
 from lora_ft.registry import TASKS, Task
 from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, algebra, load_adapter
+from lora_ft_adapters.weights import TensorFolder
 
 from .judge import Judge, token_budget
 from .prepare import base_spec, encode_options, workers
@@ -176,7 +177,7 @@ def tuned_weights(base: Any, tuned: Input) -> Any:
     source = str(tuned.folder)
     if Path(source).is_dir():
         check_files(source)
-        folder = algebra.TensorFolder(source)
+        folder = TensorFolder(source)
         if {n for n, _ in base.named_parameters()} <= set(folder):  # stacked experts have other names in files
             return folder
     spec = BaseSpec(source, tuned.task.auto_class)

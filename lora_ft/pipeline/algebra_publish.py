@@ -12,7 +12,7 @@ from lora_ft import exports
 from lora_ft.errors import ArtifactError
 from lora_ft.exports import PROBES_FILE
 from lora_ft.exports.publish import differences
-from lora_ft.records import Artifact, Probe
+from lora_ft.records import Artifact, Probe, Subject
 from lora_ft.report import public_name
 from lora_ft_adapters import algebra, load_adapter
 
@@ -77,10 +77,11 @@ def publish(work: Work, target: Path, what: str, losses: tuple[float, float] | N
     result = work.result
     probes = _probes(work)
     notes = _notes(result)
+    task = work.first.task
     artifact = Artifact(
-        model=None, processor=None, base=public_name(work.first.base), auto_class=work.first.task.auto_class,
-        outputs=work.first.task.outputs, stored_dtype="float32", generation={},
-        load_base=lambda: algebra.share(work.base),
+        subject=Subject(task.name, task.auto_class, "lora", None, None), folder=work.first.folder, processor=None,
+        base=public_name(work.first.base), outputs=task.outputs, dtype="", generation={}, merged=_unused,
+        load_base=lambda: algebra.share(work.base), load_adapted=_unused, read_model=_unused,
     )  # fmt: skip
 
     def finish(folder: Path, figures: Mapping[str, float]) -> None:
@@ -93,12 +94,12 @@ def publish(work: Work, target: Path, what: str, losses: tuple[float, float] | N
     return NewAdapter(target, result.rank, result.error, result.modules, result.parameters, figures, losses, notes)
 
 
+def _unused(*_: Any) -> Any:
+    raise NotImplementedError("a plain LoRA is written from its factors alone")
+
+
 class _PlainLora:
     """How a result is written and verified."""
-
-    name = "peft"
-    description = "A plain LoRA, as stock PeftModel.from_pretrained loads it."
-    full_precision = True
 
     def __init__(self, result: algebra.LoraResult, task_type: str | None) -> None:
         self.result, self.task_type = result, task_type

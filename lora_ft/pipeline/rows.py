@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lora_ft.data import CleaningReport, clean, is_split, load_examples, load_sources, split
 from lora_ft.errors import UsageError
@@ -11,6 +11,7 @@ from lora_ft.models import python_module
 from lora_ft.recipe import Recipe, Source
 from lora_ft.records import Example
 from lora_ft.registry import Task
+from lora_ft.runs import Run
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,51 @@ def absolute(path: str) -> str:
 def absolute_sets(train: str | Sequence[Mapping[str, Any]]) -> str | list[dict[str, Any]]:
     """`data.train` with absolute paths."""
     return absolute(train) if isinstance(train, str) else [{**s, "path": absolute(s["path"])} for s in train]
+
+
+class Known(Protocol):
+    """A finished run, loaded or not."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Its recipe."""
+
+    @property
+    def task(self) -> Task:
+        """Its task, knowing its data."""
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+
+    @property
+    def given(self) -> Given:
+        """What the caller has in memory."""
+
+
+def held_out_rows(loaded: Known, data: str | None = None) -> tuple[list[Example], str, str]:
+    """Rows to judge on, where they are from, and their format; those in memory must be given again.
+
+    Args:
+        loaded: the run.
+        data: a file instead of the run's own rows.
+
+    Raises:
+        UsageError: the run's held-out rows were in memory, and nothing is given instead.
+    """
+    recipe, given, known = loaded.recipe.data, loaded.given, loaded.run.facts.get("in_memory", ())
+    part = recipe.eval is not None and is_split(recipe.eval)
+    if data is None and given.held_out is not None:
+        examples, name = load_examples(
+            given.held_out, recipe.format, recipe.columns, kinds=loaded.task.kinds, group_column=recipe.group_column,
+            grouped=False, name="eval", media_root=recipe.media_root,
+        )  # fmt: skip
+        return examples, "eval", name
+    if data is None and given.train is not None and part and "eval_data" not in known:
+        found = read(loaded.recipe, loaded.task, given)
+        return found.held_out, found.source, found.format
+    if data is None and ("eval_data" in known or ("train_data" in known and part)):
+        what = "held_out" if "eval_data" in known else "train"
+        fix = f"--data FILE; from Python given=lora_ft.Given({what}=THE_SAME_ROWS)"
+        raise UsageError("the held-out rows of this run were in memory", where=str(loaded.run.path), fix=fix)
+    return to_judge(loaded.recipe, loaded.task, data)

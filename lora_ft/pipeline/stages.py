@@ -19,9 +19,9 @@ from lora_ft.recipe import Recipe, Resolved
 from lora_ft.records import Listener
 from lora_ft.runs import Run
 
+from .artifacts import merge
 from .rows import Given, absolute, absolute_sets
 from .start import is_free
-from .use import merge
 
 FOLDER = "stages"
 BASELINE = "baseline"

@@ -11,8 +11,8 @@ import lora_ft
 from lora_ft.data import load_examples
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.registry import EXPORTS, FORMATS, QUANTIZERS, TASKS, Registry
-from lora_ft_adapters import add_adapter, build_config
 from tests.conftest import tiny_llama
+from tests.tiny_artifacts import artifact_of
 
 # A row of each format. A new format without a row here fails, so that it cannot go untested.
 ROWS = {
@@ -121,22 +121,25 @@ def test_a_quantizer_without_its_package_names_the_line_that_installs_it(name, m
 @pytest.mark.parametrize("name", EXPORTS.discover())
 def test_an_artifact_that_differs_is_not_published(name, tokenizer, tmp_path):
     from lora_ft.exports import probe, publish
-    from lora_ft.records import Artifact, Probe
+    from lora_ft.records import Probe
 
-    def base():
-        return tiny_llama(len(tokenizer))
+    export = EXPORTS.get(name)
+    config = tiny_llama(len(tokenizer)).config
+    dtype = "float32" if "float32" in export.dtypes else ""
+    artifact, model = artifact_of(config, tmp_path / "adapter", tokenizer, dtype=dtype)
+    probes = probe(model, [{"input_ids": [[5, 6, 7, 8]]}], artifact.outputs)
+    export.check(artifact.subject)
+    wrong = [Probe(p.inputs, p.base, p.adapted + torch.linspace(0, 3, p.adapted.shape[-1])) for p in probes]
+    with pytest.raises(ArtifactError):
+        publish(artifact, tmp_path / "bad", export, wrong, lambda folder, figures: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    publish(artifact, tmp_path / "good", export, probes, lambda folder, figures: None)
+    assert (tmp_path / "good").is_dir()
 
-    def outputs(model, batch):
-        return model(**batch).logits
 
-    torch.manual_seed(3)
-    model = add_adapter(base(), build_config("lora", {"r": 2, "init_lora_weights": False}, "CAUSAL_LM")).eval()
-    probes = probe(model, [{"input_ids": [[5, 6, 7, 8]]}], outputs)
-    artifact = Artifact(
-        model=model, processor=tokenizer, base="tiny", auto_class="AutoModelForCausalLM", outputs=outputs,
-        stored_dtype="float32", generation={"eos_token_id": [3]}, load_base=base,
-    )  # fmt: skip
-    wrong = [Probe(p.inputs, p.base, p.adapted + 1.0) for p in probes]
-    with pytest.raises(ArtifactError, match="differs"):
-        publish(artifact, tmp_path / "bad", EXPORTS.get(name), wrong, lambda folder, figures: None)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("name", EXPORTS.discover())
+def test_a_format_says_what_it_can_be_written_in(name):
+    export = EXPORTS.get(name)
+    assert export.default_dtype("float32") in (*export.dtypes, "")
+    assert export.default_dtype("bfloat16") in (*export.dtypes, "")
+    assert export.targets

@@ -10,7 +10,7 @@ The result is always a plain LoRA of PEFT with scaling 1, and says how far it is
 from .combine import HOWS, SUMS, combine, merged_deltas
 from .deltas import Delta, LayerDelta, Layout, SavedDelta, TokenDelta
 from .expect import apply_delta, expecting
-from .extract import TensorFolder, extract, extract_deltas
+from .extract import extract, extract_deltas
 from .factor import NOISE, Cut, Spectrum, spectrum
 from .reduce import Compressed, Guard, attach, compress, convert
 from .result import Factors, LoraResult, ModuleError, factorise
@@ -32,7 +32,6 @@ __all__ = [
     "ModuleError",
     "SavedDelta",
     "Spectrum",
-    "TensorFolder",
     "TokenDelta",
     "apply_delta",
     "attach",

@@ -1,67 +1,19 @@
 """A LoRA from a base and a fully fine-tuned model: the difference of their weights, tensor by tensor."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lora_ft_adapters.errors import AdapterError
+from lora_ft_adapters.weights import TensorFolder
 
 from .deltas import Delta, LayerDelta, Layout, SavedDelta, layout_of
 from .factor import Cut
 from .result import LoraResult, factorise
 
 SHOWN = 3
-
-
-class TensorFolder(Mapping[str, Tensor]):
-    """The tensors of a folder of safetensors files by name, each read when it is asked for.
-
-    Raises:
-        AdapterError: no safetensors files, an unreadable one, or an index that names a file outside the folder.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._home = self._index() or self._scan()
-        if not self._home:
-            raise AdapterError(f"{folder} has no safetensors files")
-
-    def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self.folder / self._home[name], "pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._home)
-
-    def __len__(self) -> int:
-        return len(self._home)
-
-    def _index(self) -> dict[str, str]:
-        for path in self.folder.glob("*.safetensors.index.json"):
-            try:
-                homes: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise AdapterError(f"{path} is no readable index of weights") from error
-            outside = [f for f in set(homes.values()) if Path(f).name != f or not (self.folder / f).is_file()]
-            if outside:
-                raise AdapterError(f"{path} names {outside[0]!r}, which is no file of its folder")
-            return homes
-        return {}
-
-    def _scan(self) -> dict[str, str]:
-        homes: dict[str, str] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            try:
-                with safe_open(path, "pt") as file:
-                    homes |= dict.fromkeys(file.keys(), path.name)
-            except (SafetensorError, OSError) as error:
-                raise AdapterError(f"{path} is no readable safetensors file: {error}") from error
-        return homes
 
 
 Weights = Mapping[str, Tensor] | nn.Module | str | Path

@@ -1,15 +1,17 @@
 """The adapter alone, in PEFT's layout: adapter_model.safetensors and adapter_config.json."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from lora_ft.errors import ArtifactError
+from lora_ft.exports.probe_file import PROBES_FILE
 from lora_ft.exports.publish import differences
-from lora_ft.records import Artifact, Probe
+from lora_ft.records import Artifact, Probe, Subject
 from lora_ft.registry import EXPORTS
-from lora_ft_adapters import AdapterError, load_adapter, save_adapter
+from lora_ft_adapters import AdapterError, load_adapter
 
 
 class PeftFormat:
@@ -18,12 +20,21 @@ class PeftFormat:
     name = "peft"
     description = "The adapter alone, as stock PeftModel.from_pretrained loads it, with the tokenizer."
     full_precision = False
+    dtypes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ("peft",)
+
+    def default_dtype(self, stored: str) -> str:
+        """There is no choice."""
+        return ""
+
+    def check(self, subject: Subject) -> None:
+        """Every adapter has this form."""
 
     def write(self, artifact: Artifact, folder: Path) -> None:
-        """Adapter and tokenizer; the config names the base as the recipe does."""
-        save_adapter(artifact.model, folder, base=artifact.base)
-        if artifact.processor is not None:
-            artifact.processor.save_pretrained(str(folder))
+        """Adapter and tokenizer, as training left them; without the probe inputs, which are the user's data."""
+        for path in artifact.folder.iterdir():
+            if path.is_file() and path.name not in (PROBES_FILE, "README.md"):
+                shutil.copyfile(path, folder / path.name)
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Stock PEFT, a fresh base, and the same outputs to the last bit of float32 summation."""

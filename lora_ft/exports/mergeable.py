@@ -1,0 +1,29 @@
+"""Whether an adapter can become part of its base's weights, found out before it is trained."""
+
+import copy
+from typing import Any
+
+from lora_ft.errors import UsageError
+from lora_ft.records import Subject
+from lora_ft_adapters import AdapterError, UnmergeableError, add_adapter
+from lora_ft_adapters.behaviour import behaviour_of
+from lora_ft_adapters.merging import check_mergeable as check_model
+
+KEPT_APART = "lora-ft export --format peft keeps it beside its base"
+
+
+def check_mergeable(subject: Subject) -> None:
+    """Raise UsageError with the reason where the method cannot be merged into this base."""
+    if subject.model is None:
+        return
+    config = copy.deepcopy(subject.adapter)
+    config.inference_mode = False
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = None  # replaced as a whole, whatever the method is; PEFT saves names that match nothing
+    try:
+        adapted: Any = add_adapter(copy.deepcopy(subject.model), behaviour_of(config).sketch(config))
+        check_model(adapted)
+    except UnmergeableError as error:
+        raise UsageError(f"method {subject.method!r}: {error}", fix=KEPT_APART) from error
+    except AdapterError as error:
+        raise UsageError(f"method {subject.method!r}: {error}") from error

@@ -1,0 +1,219 @@
+"""A run's adapter on its base in full precision: read from files part by part, or in memory where that cannot be."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from lora_ft import exports
+from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.models.fingerprint import fingerprint_of_files
+from lora_ft.models.load import load_processor, tokenizer_of
+from lora_ft.models.streaming import BaseWeights, NotStreamable, SavedWeights, hollow_base
+from lora_ft.recipe import Recipe, load_recipe
+from lora_ft.records import Listener, Probe
+from lora_ft.registry import QUANTIZERS, TASKS, Quantizer, Task
+from lora_ft.runs import Run
+from lora_ft_adapters import AdapterError, UnmergeableError, load_adapter, merge
+from lora_ft_adapters.streaming import MergedWeights, lend
+from lora_ft_adapters.weights import StateWeights, TensorFolder, Weights
+
+from .loading import load
+from .prepare import base_spec, source_of
+from .ready import fit_processor
+from .rows import Given
+
+KEPT_APART = "lora-ft export --format peft keeps it beside its base"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is known of a finished run without its weights."""
+
+    run: Run
+    recipe: Recipe
+    task: Task
+    processor: Any
+    listener: Listener
+    given: Given
+
+    @property
+    def source(self) -> str:
+        """Where the base's files are."""
+        return source_of(self.recipe, self.task, self.listener)
+
+
+@dataclass
+class OnBase:
+    """The adapter on one form of its base.
+
+    Attributes:
+        model: PeftModel in evaluation mode that runs, in float32.
+        merged: the merged tensors, under the names of a saved model; to be called once.
+        streamed: whether they are read part by part.
+        made: the merge, once it was made; holds what of each update is left.
+        config: of the merged model, where merging changed it (repeated layers).
+    """
+
+    model: Any
+    merged: Callable[[torch.dtype | None], Weights]
+    streamed: bool
+    made: list[MergedWeights] = field(default_factory=list)
+    config: Any = None
+
+    def probes(self, opened: Opened) -> list[Probe]:
+        """What the adapter answers to the run's probe inputs, and what the base does."""
+        return exports.probe(self.model, exports.read_probes(opened.run.adapter), opened.task.outputs)
+
+
+def open_run(run: Run | str | Path, listener: Listener, given: Given) -> Opened:
+    """A finished run, or of one with stages its last."""
+    run = (run if isinstance(run, Run) else Run(Path(run))).final
+    facts = run.facts
+    if not (run.adapter / "adapter_config.json").is_file():
+        raise ArtifactError(
+            f"this run has no adapter yet; its status is {facts.get('status')!r}",
+            where=str(run.path),
+            fix=f"lora-ft train --resume --out {run.path}",
+        )
+    recipe = load_recipe([run.path / "recipe.resolved.yaml"]).recipe
+    task = TASKS.get(recipe.task.type).configure(recipe.task.options()).recall(facts.get("task_facts", {}))
+    processor = load_processor(str(run.adapter), task.processor_class) if task.auto_class else None
+    return Opened(run, recipe, task, processor, listener, given)
+
+
+def on_base(opened: Opened, stack: ExitStack, rounding: Quantizer | None = None) -> OnBase:
+    """The adapter on the base's own weights, or on those that its quantised form multiplies with.
+
+    Args:
+        opened: the run.
+        stack: closes what is open.
+        rounding: the quantiser whose rounding the base goes through.
+
+    Raises:
+        ArtifactError: the base is not the one of training.
+    """
+    try:
+        return _streamed(opened, rounding)
+    except NotStreamable as error:
+        why = str(error)
+    except UnmergeableError:
+        raise
+    except AdapterError as error:
+        why = str(error)
+    if rounding is not None:
+        raise ArtifactError(f"the dequantised base cannot be merged into: {why}", fix="--into original")
+    opened.listener.note(f"the whole base is read into memory: {why}")
+    return _in_memory(opened, stack)
+
+
+class _Rounded(Weights):
+    """A base's tensors, those of quantised layers as their 4 or 8 bits say."""
+
+    def __init__(self, inner: BaseWeights, quantizer: Quantizer, layers: frozenset[str]) -> None:
+        self._inner, self._quantizer, self._layers = inner, quantizer, layers
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self._inner[name]
+        return self._quantizer.round_trip(tensor) if self._hit(name) else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inner)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def _hit(self, name: str) -> bool:
+        module, _, own = name.rpartition(".")
+        return own == "weight" and module in self._layers
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor."""
+        return self._inner.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of one tensor."""
+        return torch.float32 if self._hit(name) else self._inner.dtype(name)
+
+
+def hollow(opened: Opened, source: str | None = None) -> tuple[Any, BaseWeights]:
+    """The run's base, or another folder of the same model, without numbers, with its tensors."""
+    spec = base_spec(opened.recipe, opened.task, source or opened.source, opened.given)
+    tokenizer = tokenizer_of(opened.processor)
+    tokens = len(tokenizer) if tokenizer is not None and opened.recipe.data.add_tokens else 0
+    model, weights = hollow_base(spec, tokens, _replaced(opened))
+    fit_processor(model, opened.task, opened.processor, grow=False)
+    return model, weights
+
+
+def _replaced(opened: Opened) -> tuple[str, ...]:
+    """Modules that the adapter holds as a whole."""
+    from lora_ft_adapters.apply import read_config
+
+    return tuple(getattr(read_config(opened.run.adapter), "modules_to_save", None) or ())
+
+
+def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
+    if opened.given.model is not None:
+        raise NotStreamable("it is in memory already")
+    model, base = hollow(opened)
+    facts = opened.run.facts
+    trained = getattr(torch, facts["dtype"])
+    mark = fingerprint_of_files(model, base.ungrown(), facts.get("fresh", ()), trained) if facts["quant"] == "none" else None
+    if mark is not None and mark != facts["fingerprint"]:
+        raise other_base(opened.recipe)
+    weights: Weights = base
+    if rounding is not None:
+        weights = _Rounded(base, rounding, frozenset(rounding.quantises(model)))
+    adapted = load_adapter(model, opened.run.adapter)
+    found = OnBase(adapted, lambda dtype: StateWeights({}), True)
+
+    def merged(dtype: torch.dtype | None) -> Weights:
+        found.made.append(MergedWeights(adapted, weights, rounded=dtype))
+        return SavedWeights(found.made[-1], base)
+
+    MergedWeights(adapted, weights)  # refuses what it cannot merge before anything is written
+    lend(adapted, weights, torch.float32)
+    found.merged = merged
+    return found
+
+
+def _in_memory(opened: Opened, stack: ExitStack) -> OnBase:
+    reload = partial(load, opened.run, dtype="float32", quantised=False, listener=opened.listener, given=opened.given)
+
+    def merged(dtype: torch.dtype | None) -> Weights:
+        model: Any = merge(reload().model)
+        found.config = getattr(model, "config", None)
+        if opened.task.auto_class is None:
+            return StateWeights(model.state_dict())
+        folder = stack.enter_context(TemporaryDirectory())
+        model.save_pretrained(folder)  # under the names, and in the form, that files of this model have
+        return TensorFolder(folder)
+
+    found = OnBase(reload().model, merged, False)
+    return found
+
+
+def other_base(recipe: Recipe) -> ArtifactError:
+    """The error for an adapter on another base."""
+    return ArtifactError(
+        "the base model is not the one this adapter was trained on: names, shapes or values differ",
+        where=recipe.model,
+        fix="use the same files; if the model on the hub has changed, pin the old revision in a local folder",
+    )
+
+
+def rounding_of(opened: Opened) -> Quantizer | None:
+    """The quantiser of the run's base; None where it was not quantised by us."""
+    name = opened.run.facts["quant"]
+    return None if name == "none" or name not in QUANTIZERS.discover() else QUANTIZERS.get(name)
+
+
+def unmergeable(error: UnmergeableError) -> UsageError:
+    """As the user's error."""
+    return UsageError(str(error), fix=KEPT_APART)

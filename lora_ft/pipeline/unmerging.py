@@ -1,0 +1,79 @@
+"""Take an adapter out of a model that it was merged into."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_ft import exports
+from lora_ft.errors import ArtifactError
+from lora_ft.exports.publish import differences
+from lora_ft.exports.shards import write_shards
+from lora_ft.models.streaming import NotStreamable, SavedWeights, read_streamed
+from lora_ft.records import Artifact, Probe
+from lora_ft_adapters import AdapterError, load_adapter
+from lora_ft_adapters.streaming import MergedWeights, lend
+from lora_ft_adapters.weights import Weights
+
+from .on_base import Opened, hollow
+
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a tensor's largest number
+
+
+class _Base:
+    """The base again, in Transformers' layout."""
+
+    def __init__(self, opened: Opened, source: Path, weights: Weights, dtype: torch.dtype) -> None:
+        self.opened, self.source, self.weights, self.written = opened, source, weights, dtype
+
+    def write(self, artifact: Artifact, folder: Path) -> None:
+        """The tensors, and the merged model's own config and processor."""
+        write_shards(folder, self.weights, self.written)
+        for path in self.source.iterdir():
+            if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and "index" not in path.name:
+                (folder / path.name).write_bytes(path.read_bytes())
+
+    def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
+        """Tensor by tensor against the run's base, and by its answers."""
+        assert self.opened.task.auto_class is not None
+        worst = weights_difference(self.opened, folder)
+        limit = LIMITS.get(self.written, 2e-2)
+        if not worst <= limit:
+            raise ArtifactError(
+                f"what comes out differs from the base by {worst:.1e} of a tensor's size (allowed {limit:.0e})",
+                why="the adapter is not the one that was merged, or the merged model was trained on",
+            )
+        expected = [Probe(p.inputs, p.adapted, p.base) for p in probes]
+        figures = differences(read_streamed(folder, self.opened.task.auto_class), expected, artifact.outputs)
+        return {**figures, "weights_difference": worst}
+
+
+def weights_difference(opened: Opened, folder: Path) -> float:
+    """Largest difference of a tensor from the base's, relative to the tensor's largest number."""
+    _, base = hollow(opened)
+    _, found = hollow(opened, str(folder))
+    worst = 0.0
+    for name in base:
+        one, other = base[name].float(), found[name].float()
+        worst = max(worst, float((one - other).abs().max() / one.abs().max().clamp(min=1e-12)))
+    return worst
+
+
+def unmerge_into(opened: Opened, merged: Path, target: Path, artifact: Artifact) -> Mapping[str, Any]:
+    """Write the base to `target`; see `artifacts.unmerge`."""
+    try:
+        model, weights = hollow(opened, str(merged))
+        adapted = load_adapter(model, opened.run.adapter)
+        reference, base = hollow(opened)
+    except NotStreamable as error:
+        raise ArtifactError(f"this model cannot be read tensor by tensor: {error}", where=str(merged)) from error
+    except AdapterError as error:
+        raise ArtifactError(str(error), where=str(opened.run.adapter)) from error
+    back = MergedWeights(adapted, weights, back=True)
+    dtype = next(weights.dtype(n) for n in weights if weights.dtype(n).is_floating_point)
+    on_base = load_adapter(reference, opened.run.adapter)
+    lend(on_base, base, torch.float32)
+    probes = exports.probe(on_base, exports.read_probes(opened.run.adapter), opened.task.outputs)
+    form = _Base(opened, merged, SavedWeights(back, weights), dtype)
+    return exports.publish(artifact, target, form, probes, lambda folder, figures: None)
