@@ -15,20 +15,8 @@ from .errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .records import (
-        Artifact,
-        Batch,
-        Encoded,
-        EncodeOptions,
-        Example,
-        Judgement,
-        LossSum,
-        Prediction,
-        PredictOptions,
-        Probe,
-        Sample,
-        Subject,
-    )
+    from .artifact import Artifact, Probe, Subject
+    from .records import Batch, Encoded, EncodeOptions, Example, Judgement, LossSum, Prediction, PredictOptions, Sample
 
 
 class Named(Protocol):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from lora_ft.records import Artifact, Subject
+from lora_ft.artifact import Artifact, Subject
 from lora_ft_adapters import add_adapter, build_config, load_adapter, merge, save_adapter
 from lora_ft_adapters.weights import StateWeights
 

@@ -13,6 +13,7 @@ from lora_ft.runs import Run
 if TYPE_CHECKING:
     from lora_ft.recipe import Resolved
 
+NO_TEXT = "train.probe_text=false"
 SHOWN_WAIT = 0.02  # share of the training's time
 KEYS = (
     "status", "metrics", "trainable_parameters", "total_parameters", "tokens", "tokens_per_s", "peak_memory_bytes",
@@ -36,6 +37,13 @@ def train(  # noqa: PLR0913 - one argument per option
     preset: Annotated[list[str] | None, typer.Option(help="A recipe that comes with the package.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Override a value: a.b=value.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>-<date>-<time>.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Check first that the adapter can go there: vllm, llama.cpp, ollama, onnx, ..."),
+    ] = None,
+    probe_text: Annotated[
+        bool, typer.Option("--probe-text/--no-probe-text", help="Keep a few inputs beside the adapter to prove it by.")
+    ] = True,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out from its last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Move a run that is in the way aside.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Check everything, show what would happen, train nothing.")] = False,
@@ -45,7 +53,8 @@ def train(  # noqa: PLR0913 - one argument per option
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Train an adapter as a recipe says, judge it before and after, and keep everything in a run folder."""
-    resolved = _resolve(recipes or [], preset or [], settings or [], out, resume)
+    sets = [*(settings or []), *([f"target={target}"] if target else []), *([] if probe_text else [NO_TEXT])]
+    resolved = _resolve(recipes or [], preset or [], sets, out, resume)
     from lora_ft import pipeline, report
 
     listener, given = report.make_listener(), pipeline.Given(trust_code=trust_code)

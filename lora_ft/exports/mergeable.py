@@ -3,8 +3,8 @@
 import copy
 from typing import Any
 
+from lora_ft.artifact import Subject
 from lora_ft.errors import UsageError
-from lora_ft.records import Subject
 from lora_ft_adapters import AdapterError, UnmergeableError, add_adapter
 from lora_ft_adapters.behaviour import behaviour_of
 from lora_ft_adapters.merging import check_mergeable as check_model
@@ -19,7 +19,7 @@ def check_mergeable(subject: Subject) -> None:
     config = copy.deepcopy(subject.adapter)
     config.inference_mode = False
     if hasattr(config, "modules_to_save"):
-        config.modules_to_save = None  # replaced as a whole, whatever the method is; PEFT saves names that match nothing
+        config.modules_to_save = None  # replaced as a whole; PEFT also saves names that match nothing
     try:
         adapted: Any = add_adapter(copy.deepcopy(subject.model), behaviour_of(config).sketch(config))
         check_model(adapted)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_ft.artifact import Artifact, Probe
 from lora_ft.errors import ArtifactError, ResourceError, UsageError
-from lora_ft.records import Artifact, Batch, Probe, moved
+from lora_ft.records import Batch, moved
 from lora_ft.registry import ArtifactForm
 from lora_ft.runs import make_readable
 from lora_ft_adapters import active

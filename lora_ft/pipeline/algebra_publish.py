@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from lora_ft import exports
+from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError
 from lora_ft.exports import PROBES_FILE
 from lora_ft.exports.publish import differences
-from lora_ft.records import Artifact, Probe, Subject
 from lora_ft.report import public_name
 from lora_ft_adapters import algebra, load_adapter
 

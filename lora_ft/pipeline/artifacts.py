@@ -11,11 +11,12 @@ import transformers
 from safetensors.torch import load_file
 
 from lora_ft import exports
+from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.models.load import stored_dtype
 from lora_ft.models.streaming import NotStreamable, read_streamed
 from lora_ft.recipe import Recipe
-from lora_ft.records import Artifact, Listener, Probe, Silent, Subject
+from lora_ft.records import Listener, Silent
 from lora_ft.registry import EXPORTS, ExportFormat, Task
 from lora_ft.report import model_card, public_name
 from lora_ft.runs import Run

@@ -16,6 +16,7 @@ from . import stages
 from .prepare import Prepared, planned_steps, prepare, usage
 from .ready import check_method
 from .rows import Given
+from .targets import check_target
 
 
 def check(recipe: Recipe, prepared: Prepared) -> Any:
@@ -23,7 +24,9 @@ def check(recipe: Recipe, prepared: Prepared) -> Any:
     if recipe.train.few_shot:
         few_shot.check(recipe, prepared.task)
     QUANTIZERS.get(recipe.quant).load_arguments(torch.float32)
-    return check_method(recipe, prepared, empty=prepared.model)
+    config = check_method(recipe, prepared, empty=prepared.model)
+    check_target(recipe, prepared, config)
+    return config
 
 
 def steps_of(recipe: Recipe, prepared: Prepared) -> tuple[int, int]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from lora_ft import exports
+from lora_ft.artifact import Probe
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.models.fingerprint import fingerprint_of_files
 from lora_ft.models.load import load_processor, tokenizer_of
 from lora_ft.models.streaming import BaseWeights, NotStreamable, SavedWeights, hollow_base
 from lora_ft.recipe import Recipe, load_recipe
-from lora_ft.records import Listener, Probe
+from lora_ft.records import Listener
 from lora_ft.registry import QUANTIZERS, TASKS, Quantizer, Task
 from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, UnmergeableError, load_adapter, merge
@@ -164,7 +165,11 @@ def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
     model, base = hollow(opened)
     facts = opened.run.facts
     trained = getattr(torch, facts["dtype"])
-    mark = fingerprint_of_files(model, base.ungrown(), facts.get("fresh", ()), trained) if facts["quant"] == "none" else None
+    mark = (
+        fingerprint_of_files(model, base.ungrown(), facts.get("fresh", ()), trained)
+        if facts["quant"] == "none"
+        else None
+    )
     if mark is not None and mark != facts["fingerprint"]:
         raise other_base(opened.recipe)
     weights: Weights = base

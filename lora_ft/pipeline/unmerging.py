@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from lora_ft import exports
+from lora_ft.artifact import Artifact, Probe
 from lora_ft.errors import ArtifactError
 from lora_ft.exports.publish import differences
 from lora_ft.exports.shards import write_shards
 from lora_ft.models.streaming import NotStreamable, SavedWeights, read_streamed
-from lora_ft.records import Artifact, Probe
 from lora_ft_adapters import AdapterError, load_adapter
 from lora_ft_adapters.streaming import MergedWeights, lend
 from lora_ft_adapters.weights import Weights

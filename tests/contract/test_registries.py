@@ -120,8 +120,8 @@ def test_a_quantizer_without_its_package_names_the_line_that_installs_it(name, m
 
 @pytest.mark.parametrize("name", EXPORTS.discover())
 def test_an_artifact_that_differs_is_not_published(name, tokenizer, tmp_path):
+    from lora_ft.artifact import Probe
     from lora_ft.exports import probe, publish
-    from lora_ft.records import Probe
 
     export = EXPORTS.get(name)
     config = tiny_llama(len(tokenizer)).config

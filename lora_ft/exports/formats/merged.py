@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError
 from lora_ft.exports.mergeable import check_mergeable
 from lora_ft.exports.publish import differences
 from lora_ft.exports.shards import write_shards
-from lora_ft.records import Artifact, Probe, Subject
 from lora_ft.registry import EXPORTS
 
 FLOAT32_LIMIT = 1e-3  # of a logit; float32 merges differ by about 1e-5

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError
 from lora_ft.exports.probe_file import PROBES_FILE
 from lora_ft.exports.publish import differences
-from lora_ft.records import Artifact, Probe, Subject
 from lora_ft.registry import EXPORTS
 from lora_ft_adapters import AdapterError, load_adapter
 
