@@ -72,6 +72,10 @@ class Task(Named, Protocol):
         """Transformers' auto class that loads the model with the right head; None: a user's function builds it."""
 
     @property
+    def hub_task(self) -> str:
+        """What the hub calls this kind of model (`pipeline_tag`); "" for none."""
+
+    @property
     def peft_task_type(self) -> str | None:
         """PEFT's name for the task, None for a plain module."""
 

@@ -19,6 +19,8 @@ IntoOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-code", help="Run the Python function that a recipe names as its model.")
 ]
+PushOption = Annotated[str | None, typer.Option(help="Upload it to this repository of the hub: USER/NAME.")]
+PrivateOption = Annotated[bool, typer.Option("--private", help="With --push: a new repository is private.")]
 SHOWN = 8
 
 
@@ -82,16 +84,18 @@ def predict(
     print(f"{rows} answers in {output}")
 
 
-def merge(
+def merge(  # noqa: PLR0913 - one argument per option
     run: RunArg,
     out: OutOption,
     dtype: DtypeOption = None,
     into: IntoOption = "auto",
+    push: PushOption = None,
+    private: PrivateOption = False,
     trust_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Merge the adapter into its base: a plain Transformers model that needs neither us nor PEFT."""
-    _export(run, "merged", out, (dtype, into), trust_code, as_json)
+    _export(run, out, "merged", {"dtype": dtype, "into": into, "push": push, "private": private}, trust_code, as_json)
 
 
 def export(  # noqa: PLR0913 - one argument per option
@@ -100,11 +104,14 @@ def export(  # noqa: PLR0913 - one argument per option
     out: OutOption,
     dtype: DtypeOption = None,
     into: IntoOption = "auto",
+    push: PushOption = None,
+    private: PrivateOption = False,
     trust_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the adapter in another form; nothing is published that differs from adapter on base."""
-    _export(run, format_name, out, (dtype, into), trust_code, as_json)
+    wanted = {"dtype": dtype, "into": into, "push": push, "private": private}
+    _export(run, out, format_name, wanted, trust_code, as_json)
 
 
 def unmerge(
@@ -129,15 +136,12 @@ def unmerge(
     )
 
 
-def _export(
-    run: Path, format_name: str, out: Path, wanted: tuple[str | None, str], trust_code: bool, as_json: bool
-) -> None:
+def _export(run: Path, out: Path, format_name: str, wanted: dict[str, Any], trust_code: bool, as_json: bool) -> None:
     from lora_ft import pipeline, report
 
     listener = report.make_listener()
     figures = pipeline.export(
-        run, out, format_name=format_name, dtype=wanted[0], into=wanted[1], listener=listener,
-        given=pipeline.Given(trust_code=trust_code),
+        run, out, format_name=format_name, listener=listener, given=pipeline.Given(trust_code=trust_code), **wanted
     )  # fmt: skip
     listener.finish()
     if as_json:
@@ -148,6 +152,8 @@ def _export(
         f"read back and compared with the adapter on its base: largest logit difference "
         f"{figures['max_difference']:.1e}, same first choice at {figures['top1_agreement']:.1%} of positions"
     )
+    if "address" in figures:
+        print(f"uploaded: {figures['address']}")
     if "weights_kept" in figures:
         print(
             f"of the update, {figures['weights_kept']:.1%} is left after rounding; "

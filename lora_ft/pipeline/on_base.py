@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,21 +55,17 @@ class OnBase:
 
     Attributes:
         model: PeftModel in evaluation mode that runs, in float32.
+        probes: what the adapter answers to the run's probe inputs, and what the base does.
         merged: the merged tensors, under the names of a saved model; to be called once.
-        streamed: whether they are read part by part.
         made: the merge, once it was made; holds what of each update is left.
         config: of the merged model, where merging changed it (repeated layers).
     """
 
     model: Any
+    probes: list[Probe]
     merged: Callable[[torch.dtype | None], Weights]
-    streamed: bool
     made: list[MergedWeights] = field(default_factory=list)
     config: Any = None
-
-    def probes(self, opened: Opened) -> list[Probe]:
-        """What the adapter answers to the run's probe inputs, and what the base does."""
-        return exports.probe(self.model, exports.read_probes(opened.run.adapter), opened.task.outputs)
 
 
 def open_run(run: Run | str | Path, listener: Listener, given: Given) -> Opened:
@@ -176,16 +172,25 @@ def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
     if rounding is not None:
         weights = _Rounded(base, rounding, frozenset(rounding.quantises(model)))
     adapted = load_adapter(model, opened.run.adapter)
-    found = OnBase(adapted, lambda dtype: StateWeights({}), True)
-
-    def merged(dtype: torch.dtype | None) -> Weights:
-        found.made.append(MergedWeights(adapted, weights, rounded=dtype))
-        return SavedWeights(found.made[-1], base)
-
     MergedWeights(adapted, weights)  # refuses what it cannot merge before anything is written
     lend(adapted, weights, torch.float32)
-    found.merged = merged
-    return found
+    made: list[MergedWeights] = []
+
+    def merged(dtype: torch.dtype | None) -> Weights:
+        made.append(MergedWeights(adapted, weights, rounded=dtype))
+        return SavedWeights(made[-1], base)
+
+    try:
+        probes = _probes(opened, adapted)
+    except ArtifactError as error:
+        raise NotStreamable(f"its parts do not run one by one ({error.what})") from error
+    return OnBase(adapted, probes, merged, made)
+
+
+def _probes(opened: Opened, model: Any) -> list[Probe]:
+    """Answers to the run's probe inputs; a head that only the adapter has answers nothing on the base."""
+    found = exports.probe(model, exports.read_probes(opened.run.adapter), opened.task.outputs)
+    return [p if bool(p.base.isfinite().all()) else replace(p, base=torch.zeros_like(p.base)) for p in found]
 
 
 def _in_memory(opened: Opened, stack: ExitStack) -> OnBase:
@@ -200,7 +205,8 @@ def _in_memory(opened: Opened, stack: ExitStack) -> OnBase:
         model.save_pretrained(folder)  # under the names, and in the form, that files of this model have
         return TensorFolder(folder)
 
-    found = OnBase(reload().model, merged, False)
+    model = reload().model
+    found = OnBase(model, _probes(opened, model), merged)
     return found
 
 

@@ -7,6 +7,7 @@ import torch
 
 from lora_ft import runs
 from lora_ft.models.load import pick_device, pick_dtype
+from lora_ft.models.origin import origin_of
 from lora_ft.recipe import Resolved
 from lora_ft.records import Judgement, Listener, Plan
 from lora_ft.report import public_name
@@ -104,6 +105,10 @@ class Training:
                 "held_out_hash": held,
                 "encode": {"max_length": prepared.options.max_length},
                 "task_facts": prepared.task.facts(),
+                "hub_task": prepared.task.hub_task,
+                "origin": {}
+                if prepared.base.auto_class is None
+                else origin_of(self.recipe.model, prepared.base.source),
                 "chats": prepared.task.chats,
             }
         )

@@ -134,7 +134,8 @@ class Recipe(Section):
     train: TrainSection = Field(default_factory=TrainSection, description=str(TrainSection.__doc__))
     eval: EvalSection = Field(default_factory=EvalSection, description=str(EvalSection.__doc__))
     target: str | None = Field(
-        None, description="Where the adapter must be able to go (an export format or a program); checked before training."
+        None,
+        description="Where the adapter must fit (an export format or a program), checked before training.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Of the split, the order, the adapter's start and dropout.")
     out: str | None = Field(None, description="Run folder; default runs/<recipe name>-<date>-<time>.")

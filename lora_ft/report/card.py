@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from lora_ft.recipe import Recipe, write_yaml
 from lora_ft_adapters.registry import find_method
 
@@ -17,26 +19,22 @@ PLUG_IN = (
 )
 
 
-def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figures: Mapping[str, float]) -> str:
+def model_card(
+    recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figures: Mapping[str, Any], form: str = ""
+) -> str:
     """Markdown with a YAML head as the hub reads it.
 
     Args:
         recipe: of the run.
         facts: what run.json says.
-        merged: whether this folder is a merged model rather than an adapter.
+        merged: whether the adapter is in the model's weights here.
         figures: what verification measured, or empty.
+        form: the export format, where it is neither an adapter nor a merged model of Transformers.
     """
-    hub = recipe.model if public_name(recipe.model) == recipe.model and "/" in recipe.model else ""
-    head: dict[str, Any] = {
-        "library_name": "transformers" if merged else "peft",
-        "tags": ["lora-ft", recipe.method.type],
-    }
-    if hub:
-        head = {"base_model": hub, **head}
     kind = "Merged model" if merged else f"{recipe.method.type} adapter"
     made = f"Trained for {recipe.task.type} with lora-ft {facts.get('versions', {}).get('lora_ft', '')}."
     lines = [
-        "---", write_yaml(head, {}).rstrip(), "---", "", f"# {kind} for {public_name(recipe.model)}", "",
+        "---", _head(recipe, facts, merged, form).rstrip(), "---", "", f"# {kind} for {public_name(recipe.model)}", "",
         recipe.description or made, "",
         "| metric (held-out rows) | base | with adapter |", "|---|---|---|",
     ]  # fmt: skip
@@ -45,20 +43,58 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], *, merged: bool, figure
     lines += ["", f"- data: {_sources(recipe)}, {facts.get('rows', '?')} samples"]
     lines += [f"- task: {recipe.task.type}, {_short(facts.get('task_facts') or {})}"]
     lines += [f"- method: {recipe.method.type}, {recipe.method.options()}"] if recipe.method.options() else []
+    lines += [f"- base in training: {facts['dtype']}, quantised: {facts['quant']}"] if "quant" in facts else []
     lines += [f"- steps: {facts.get('steps', '?')}, learning rate {recipe.train.learning_rate:g}, seed {recipe.seed}"]
-    lines += [f"- {k.replace('_', ' ')}: {v:.3g}" for k, v in figures.items()]
+    licence = (facts.get("origin") or {}).get("licence")
+    lines += [f"- licence: {licence or 'that of the base model, whose files do not name it'}"]
+    lines += [f"- format: {form}"] if form else []
+    lines += [f"- {k.replace('_', ' ')}: {v:.3g}" for k, v in figures.items() if isinstance(v, int | float)]
     lines += [f"- {k} {v}" for k, v in facts.get("versions", {}).items()]
-    if not merged:
-        lines += [
-            "",
-            "```python",
-            *(PLUG_IN if find_method(recipe.method.type).plug_in else ()),
-            "from peft import PeftModel",
-            *(GROWN if recipe.data.add_tokens else ()),
-            'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
-            "```",
-        ]
-    return clean("\n".join(lines)) + "\n"
+    return clean("\n".join([*lines, *_usage(recipe, merged, form), *_settings(recipe)])) + "\n"
+
+
+def _head(recipe: Recipe, facts: Mapping[str, Any], merged: bool, form: str) -> str:
+    """What the hub reads; only ids that are on the hub, and only results that are numbers."""
+    origin = facts.get("origin") or {}
+    public = public_name(recipe.model) == recipe.model and recipe.model.count("/") == 1
+    hub = origin.get("hub_id") or (recipe.model if public else "")
+    after = {k: v for k, v in facts.get("metrics", {}).get("after", {}).items() if isinstance(v, int | float)}
+    task = facts.get("hub_task") or ""
+    results = [
+        EvalResult(
+            task_type=task, dataset_type="custom", dataset_name=f"held-out rows of {_sources(recipe)}",
+            metric_type=name, metric_name=name, metric_value=round(float(value), 6),
+        )
+        for name, value in after.items()
+    ]  # fmt: skip
+    library = "transformers" if merged else "peft"
+    head = ModelCardData(
+        license=origin.get("licence") or None, base_model=hub or None, library_name=None if form else library,
+        pipeline_tag=task or None, tags=["lora-ft", recipe.method.type],
+        model_name=f"{public_name(recipe.model)} with {recipe.method.type}" if results and task else None,
+        eval_results=results if task else None,
+    )  # fmt: skip
+    return head.to_yaml()
+
+
+def _usage(recipe: Recipe, merged: bool, form: str) -> list[str]:
+    if merged or form:
+        return []
+    return [
+        "",
+        "```python",
+        *(PLUG_IN if find_method(recipe.method.type).plug_in else ()),
+        "from peft import PeftModel",
+        *(GROWN if recipe.data.add_tokens else ()),
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
+        "```",
+    ]
+
+
+def _settings(recipe: Recipe) -> list[str]:
+    """The recipe without where its files lie."""
+    told = recipe.model_dump(mode="json", exclude_none=True, include={"task", "quant", "method", "train", "seed"})
+    return ["", "Recipe, without its data:", "", "```yaml", write_yaml(told, {}).rstrip(), "```"]
 
 
 def _short(known: Mapping[str, Any]) -> str:

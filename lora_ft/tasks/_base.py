@@ -46,6 +46,7 @@ class TaskBase:
     options: Options = field(default_factory=Options)
 
     name: ClassVar[str] = ""
+    hub_task: ClassVar[str] = ""
     description: ClassVar[str] = ""
     auto_class: ClassVar[str | None] = None
     peft_task_type: ClassVar[str | None] = None

@@ -25,6 +25,7 @@ class AudioClassification(ClassTask):
     options: AudioClassificationOptions = field(default_factory=AudioClassificationOptions)
 
     name = "audio-classification"
+    hub_task = "audio-classification"
     description = "A sound gets one class, or any number of labels."
     auto_class = "AutoModelForAudioClassification"
     kinds = ("labelled_audio",)

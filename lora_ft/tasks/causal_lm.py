@@ -47,6 +47,7 @@ class CausalLM(TaskBase):
     options: CausalOptions = field(default_factory=CausalOptions)
 
     name = "causal-lm"
+    hub_task = "text-generation"
     description = "Chat, instructions, prompt/completion or raw text with a model that writes (loss on answers only)."
     auto_class = "AutoModelForCausalLM"
     peft_task_type = "CAUSAL_LM"

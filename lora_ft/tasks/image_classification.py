@@ -31,6 +31,7 @@ class ImageClassification(ClassTask):
     options: ImageClassificationOptions = field(default_factory=ImageClassificationOptions)
 
     name = "image-classification"
+    hub_task = "image-classification"
     description = "An image gets one class, or any number of labels."
     auto_class = "AutoModelForImageClassification"
     kinds = ("labelled_image",)

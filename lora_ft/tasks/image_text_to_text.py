@@ -41,6 +41,7 @@ class ImageTextToText(CausalLM):
     """Models that write about images. Loss only on what the assistant wrote, its end token included."""
 
     name = "image-text-to-text"
+    hub_task = "image-text-to-text"
     description = "A conversation with any number of images and a model that writes (loss on answers only)."
     auto_class = "AutoModelForImageTextToText"
     processor_class = "AutoProcessor"

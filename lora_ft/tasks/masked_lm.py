@@ -41,6 +41,7 @@ class MaskedLM(TaskBase):
     options: MaskedOptions = field(default_factory=MaskedOptions)
 
     name = "masked-lm"
+    hub_task = "fill-mask"
     description = "Guess masked tokens of raw text: continued pretraining of encoders, and filling in blanks."
     auto_class = "AutoModelForMaskedLM"
     kinds = ("text",)

@@ -19,6 +19,7 @@ class MultipleChoice(TaskBase):
     """Each choice is read together with the question; the one with the highest score is the answer."""
 
     name = "multiple-choice"
+    hub_task = "multiple-choice"
     description = "Which of several answers belongs to a question (a score for each, rows may differ in number)."
     auto_class = "AutoModelForMultipleChoice"
     kinds = ("choices",)

@@ -45,6 +45,7 @@ class ObjectDetection(TaskBase):
     boxes_per_picture: float = 1.0
 
     name = "object-detection"
+    hub_task = "object-detection"
     description = "Boxes around what is in a picture, each with a class (DETR, Conditional DETR, RT-DETR, YOLOS)."
     auto_class = "AutoModelForObjectDetection"
     kinds = ("boxes",)

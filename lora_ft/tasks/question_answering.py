@@ -57,6 +57,7 @@ class QuestionAnswering(TaskBase):
     taught: frozenset[str] = frozenset()
 
     name = "question-answering"
+    hub_task = "question-answering"
     description = "Find the words of a context that answer a question (extractive, SQuAD 1 and 2)."
     auto_class = "AutoModelForQuestionAnswering"
     peft_task_type = None  # the class that PEFT has for it drops token_type_ids (0.21)

@@ -45,6 +45,7 @@ class Regression(TaskBase):
     std: float = 1.0
 
     name = "regression"
+    hub_task = "text-classification"
     description = "A text, or a pair of texts, gets a number."
     auto_class = "AutoModelForSequenceClassification"
     peft_task_type = "SEQ_CLS"

@@ -62,6 +62,7 @@ class SemanticSegmentation(TaskBase):
     ids: tuple[int, ...] = ()
 
     name = "semantic-segmentation"
+    hub_task = "image-segmentation"
     description = "Each pixel of a picture gets a class (SegFormer, UPerNet, DPT, BEiT)."
     auto_class = "AutoModelForSemanticSegmentation"
     kinds = ("image_mask",)

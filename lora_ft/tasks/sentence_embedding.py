@@ -54,6 +54,7 @@ class SentenceEmbedding(TaskBase):
     options: EmbeddingOptions = field(default_factory=EmbeddingOptions)
 
     name = "sentence-embedding"
+    hub_task = "sentence-similarity"
     description = "Vectors for sentences, from pairs or triplets: search, clustering, semantic similarity."
     auto_class = "AutoModel"
     peft_task_type = "FEATURE_EXTRACTION"

@@ -65,6 +65,7 @@ class Seq2SeqLM(TaskBase):
     options: Seq2SeqOptions = field(default_factory=Seq2SeqOptions)
 
     name = "seq2seq-lm"
+    hub_task = "text2text-generation"
     description = "Translation, summarisation or rewriting with a model that reads a source and writes a target."
     auto_class = "AutoModelForSeq2SeqLM"
     peft_task_type = "SEQ_2_SEQ_LM"

@@ -41,6 +41,7 @@ class SpeechRecognition(Speech):
     options: RecognitionOptions = field(default_factory=RecognitionOptions)
 
     name = "speech-recognition"
+    hub_task = "automatic-speech-recognition"
     description = "Speech to text with a model that hears with an encoder and writes with a decoder, such as Whisper."
     auto_class = "AutoModelForSpeechSeq2Seq"
     new_head = False

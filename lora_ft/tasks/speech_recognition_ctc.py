@@ -42,6 +42,7 @@ class SpeechRecognitionCTC(Speech):
     options: CTCOptions = field(default_factory=CTCOptions)
 
     name = "speech-recognition-ctc"
+    hub_task = "automatic-speech-recognition"
     description = "Speech to text with a model that gives a letter for every moment of sound, such as wav2vec 2.0."
     auto_class = "AutoModelForCTC"
 

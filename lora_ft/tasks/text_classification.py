@@ -16,6 +16,7 @@ class TextClassification(ClassTask):
     """Texts and pairs of texts with classes."""
 
     name = "text-classification"
+    hub_task = "text-classification"
     description = "A text, or a pair of texts, gets one class, or any number of labels."
     auto_class = "AutoModelForSequenceClassification"
     peft_task_type = "SEQ_CLS"

@@ -49,6 +49,7 @@ class TokenClassification(TaskBase):
     filler: str = OUTSIDE
 
     name = "token-classification"
+    hub_task = "token-classification"
     description = "Each word gets a tag: named entities, parts of speech."
     auto_class = "AutoModelForTokenClassification"
     peft_task_type = "TOKEN_CLS"
