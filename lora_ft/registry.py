@@ -197,11 +197,24 @@ class Task(Named, Protocol):
 class Quantizer(Named, Protocol):
     """A way to load a base model in fewer bits."""
 
+    @property
+    def options(self) -> Any:
+        """What the recipe says beside the type, checked."""
+
+    def configure(self, options: Mapping[str, Any]) -> Quantizer:
+        """With the recipe's options; raises UsageError for an unknown or wrong one."""
+
     def load_arguments(self, compute_dtype: Any) -> dict[str, Any]:
         """Arguments for Transformers' `from_pretrained`; raises when a package is missing."""
 
     def prepare(self, model: Any) -> None:
         """What a model loaded with these arguments needs before it is evaluated and trained in turn."""
+
+    def quantises(self, empty: Any) -> frozenset[str]:
+        """Names of the layers that are quantised, from the model's modules on the meta device, which are used up."""
+
+    def round_trip(self, weight: Tensor, dtype: Any) -> Tensor:
+        """What a quantised layer multiplies with, in float32; `dtype` is that of the base when it was quantised."""
 
 
 class ArtifactForm(Protocol):

@@ -3,18 +3,15 @@
 import copy
 from typing import Any
 
-import torch
-
 from lora_ft.recipe import Recipe, Resolved
 from lora_ft.records import Listener, Silent
-from lora_ft.registry import QUANTIZERS
 from lora_ft.training import few_shot
 from lora_ft_adapters import AdapterError, add_adapter, count_parameters
 from lora_ft_adapters.behaviour import behaviour_of
 
 from . import stages
 from .prepare import Prepared, planned_steps, prepare, usage
-from .ready import check_method
+from .ready import check_method, check_quant
 from .rows import Given
 from .targets import check_target
 
@@ -23,7 +20,7 @@ def check(recipe: Recipe, prepared: Prepared) -> Any:
     """Every check that needs no weights; returns the PEFT config."""
     if recipe.train.few_shot:
         few_shot.check(recipe, prepared.task)
-    QUANTIZERS.get(recipe.quant).load_arguments(torch.float32)
+    check_quant(recipe, prepared.base)
     config = check_method(recipe, prepared, empty=prepared.model)
     check_target(recipe, prepared, config)
     return config

@@ -85,7 +85,7 @@ def load(
     task = TASKS.get(recipe.task.type).configure(recipe.task.options()).recall(facts.get("task_facts", {}))
     dtype = dtype or facts["dtype"]
     opened = _open(recipe, task, dtype, listener, quantised=quantised, given=given)
-    same_form = quantised or recipe.quant == "none"
+    same_form = quantised or run.facts["quant"] == "none"
     if same_form and fingerprint(opened.model, opened.fresh) != facts["fingerprint"]:
         raise ArtifactError(
             "the base model is not the one this adapter was trained on: names, shapes or values differ",

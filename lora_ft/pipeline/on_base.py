@@ -18,7 +18,7 @@ from lora_ft.models.load import load_processor, tokenizer_of
 from lora_ft.models.streaming import BaseWeights, NotStreamable, SavedWeights, hollow_base
 from lora_ft.recipe import Recipe, load_recipe
 from lora_ft.records import Listener
-from lora_ft.registry import QUANTIZERS, TASKS, Quantizer, Task
+from lora_ft.registry import TASKS, Quantizer, Task
 from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, UnmergeableError, load_adapter, merge
 from lora_ft_adapters.streaming import MergedWeights, lend
@@ -26,7 +26,7 @@ from lora_ft_adapters.weights import StateWeights, TensorFolder, Weights
 
 from .loading import load
 from .prepare import base_spec, source_of
-from .ready import fit_processor
+from .ready import fit_processor, quantizer_of
 from .rows import Given
 
 KEPT_APART = "lora-ft export --format peft keeps it beside its base"
@@ -112,12 +112,14 @@ def on_base(opened: Opened, stack: ExitStack, rounding: Quantizer | None = None)
 class _Rounded(Weights):
     """A base's tensors, those of quantised layers as their 4 or 8 bits say."""
 
-    def __init__(self, inner: BaseWeights, quantizer: Quantizer, layers: frozenset[str]) -> None:
-        self._inner, self._quantizer, self._layers = inner, quantizer, layers
+    def __init__(
+        self, inner: BaseWeights, quantizer: Quantizer, layers: frozenset[str], trained: torch.dtype
+    ) -> None:  # fmt: skip
+        self._inner, self._quantizer, self._layers, self._trained = inner, quantizer, layers, trained
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._inner[name]
-        return self._quantizer.round_trip(tensor) if self._hit(name) else tensor
+        return self._quantizer.round_trip(tensor, self._trained) if self._hit(name) else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._inner)
@@ -158,8 +160,10 @@ def _replaced(opened: Opened) -> tuple[str, ...]:
 def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
     if opened.given.model is not None:
         raise NotStreamable("it is in memory already")
-    model, base = hollow(opened)
     facts = opened.run.facts
+    if facts["quant"] != opened.recipe.quant.type:
+        raise NotStreamable("its files are quantised")
+    model, base = hollow(opened)
     trained = getattr(torch, facts["dtype"])
     mark = (
         fingerprint_of_files(model, base.ungrown(), facts.get("fresh", ()), trained)
@@ -170,7 +174,8 @@ def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
         raise other_base(opened.recipe)
     weights: Weights = base
     if rounding is not None:
-        weights = _Rounded(base, rounding, frozenset(rounding.quantises(model)))
+        spec = base_spec(opened.recipe, opened.task, opened.source, opened.given)
+        weights = _Rounded(base, rounding, rounding.quantises(spec.skeleton()), trained)
     adapted = load_adapter(model, opened.run.adapter)
     MergedWeights(adapted, weights)  # refuses what it cannot merge before anything is written
     lend(adapted, weights, torch.float32)
@@ -221,8 +226,7 @@ def other_base(recipe: Recipe) -> ArtifactError:
 
 def rounding_of(opened: Opened) -> Quantizer | None:
     """The quantiser of the run's base; None where it was not quantised by us."""
-    name = opened.run.facts["quant"]
-    return None if name == "none" or name not in QUANTIZERS.discover() else QUANTIZERS.get(name)
+    return None if opened.recipe.quant.type == "none" else quantizer_of(opened.recipe)
 
 
 def unmergeable(error: UnmergeableError) -> UsageError:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from lora_ft.errors import UsageError
 from lora_ft.models.fingerprint import fingerprint
 from lora_ft.models.load import Base, check_vocabulary, grow_embeddings, original_weights, tokenizer_of
 from lora_ft.models.opening import BaseSpec
+from lora_ft.models.quantised import check_stored, from_cache, stored_as, unpacked
 from lora_ft.recipe import Recipe
 from lora_ft.records import Batch, Sample, moved
-from lora_ft.registry import QUANTIZERS, Task
+from lora_ft.registry import QUANTIZERS, Quantizer, Task
 from lora_ft.training.batching import by_length, epoch_order
 from lora_ft_adapters import (
     AdapterError,
@@ -68,7 +69,7 @@ def check_method(recipe: Recipe, prepared: Prepared, fresh: tuple[str, ...] = ()
             options["modules_to_save"] = sorted({*(options.get("modules_to_save") or ()), *fresh})
         config = build_config(method.type, options, prepared.task.peft_task_type, empty)
         behaviour = behaviour_of(config)
-        if behaviour.corrects_quantisation and recipe.quant == "none":
+        if behaviour.corrects_quantisation and recipe.quant.type == "none":
             raise AdapterError(f"{method.type} corrects the error of a quantised base, and quant is none", "quant: nf4")
         _check_biases(config)
         behaviour.prepare(config, planned_steps(recipe, prepared)[0])
@@ -158,7 +159,9 @@ def _check_runs(recipe: Recipe, prepared: Prepared, model: Any, batch: Batch) ->
         raise UsageError(
             f"method {recipe.method.type!r} does not run on this base: {first}",
             where="method",
-            why=f"quant: {recipe.quant}" if recipe.quant != "none" else "PEFT has no layer of it for this model",
+            why=f"quant: {recipe.quant.type}"
+            if recipe.quant.type != "none"
+            else "PEFT has no layer of it for this model",
             fix="lora-ft list methods shows what runs on a 4-bit base",
         ) from error
 
@@ -193,12 +196,40 @@ def open_base(
     """The recipe's base, quantised as it says unless `quantised` is off; or a copy of the caller's own module."""
     if model is not None:
         return Base(copy.deepcopy(model).to(device=device, dtype=dtype).requires_grad_(False).eval())
-    quantizer = QUANTIZERS.get(recipe.quant if quantised else "none")
-    if recipe.quant != "none" and spec.auto_class is None:
+    quantizer = quantizer_of(recipe) if quantised else QUANTIZERS.get("none")
+    if recipe.quant.type != "none" and spec.auto_class is None:
         raise UsageError("quant: a model that a function builds is not quantised", fix="quant: none")
-    opened = spec.open(dtype=dtype, device=device, arguments=quantizer.load_arguments(dtype))
+    arguments = quantizer.load_arguments(dtype)
+
+    def load(folder: str | None) -> Base:
+        where = spec if folder is None else replace(spec, source=folder)
+        return where.open(dtype=dtype, device=device, arguments=arguments if folder is None else None)
+
+    if arguments:
+        settings = {**recipe.quant.model_dump(mode="json"), "dtype": str(dtype), "class": spec.auto_class}
+        opened = from_cache(spec.source, settings, load)
+    else:
+        opened = load(None)
+        if not quantised and stored_as(opened.model):
+            opened = Base(unpacked(opened.model).to(dtype), opened.fresh)
     quantizer.prepare(opened.model)
     return opened
+
+
+def quantizer_of(recipe: Recipe) -> Quantizer:
+    """The recipe's quantiser with its options."""
+    return QUANTIZERS.get(recipe.quant.type).configure(recipe.quant.options())
+
+
+def check_quant(recipe: Recipe, spec: BaseSpec) -> str:
+    """How the base will be stored: the recipe's quantiser, or what its files are; no weight is read.
+
+    Raises:
+        UsageError: a package is missing, an option is wrong, or such a base cannot train.
+    """
+    quantizer_of(recipe).load_arguments(torch.float32)
+    stored = check_stored(spec.source, recipe.quant.type) if spec.auto_class is not None else ""
+    return stored or recipe.quant.type
 
 
 def fit_processor(base: Any, task: Task, processor: Any, *, grow: bool) -> None:
@@ -226,5 +257,5 @@ def _calibration(recipe: Recipe, prepared: Prepared, device: torch.device) -> Ca
         result = task.loss(model, batch)
         return result.total / result.count
 
-    original = original_weights(prepared.base.source) if recipe.quant != "none" else None
+    original = original_weights(prepared.base.source) if recipe.quant.type != "none" else None
     return Calibration(batches, loss, original)

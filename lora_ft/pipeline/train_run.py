@@ -25,7 +25,7 @@ from .dry_run import check, steps_of
 from .finish import close_run, save_final
 from .judge import Judge, token_budget
 from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, prepare, strata, versions, workers
-from .ready import Ready, make_ready
+from .ready import Ready, check_quant, make_ready
 from .rows import Given, absolute, absolute_sets
 from .start import BODY_FACT, body_fingerprint, start_from
 
@@ -97,7 +97,7 @@ class Training:
         self.run.update(
             {
                 "dtype": str(dtype).removeprefix("torch."),
-                "quant": self.recipe.quant,
+                "quant": check_quant(self.recipe, prepared.base),
                 "format": prepared.report.format,
                 "fingerprint": ready.fingerprint,
                 BODY_FACT: body_fingerprint(ready.model),

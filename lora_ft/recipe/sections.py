@@ -95,9 +95,21 @@ class TaskSection(_Typed):
     type: str = Field("causal-lm", description="Task (`lora-ft list tasks`); its options stand beside it.")
 
 
+class QuantSection(_Typed):
+    """How the frozen base is stored: a type and that quantiser's own options."""
+
+    type: str = Field("none", description="Quantiser (`lora-ft list quantizers`); its options stand beside it.")
+
+
 def shorthand(value: Any) -> Any:
     """`NAME` is short for `{type: NAME}`."""
     return {"type": value} if isinstance(value, str) else value
+
+
+def quant_shorthand(value: Any) -> Any:
+    """The same, and `NAME:CONFIG` for `{type: NAME, config: CONFIG}`."""
+    name, colon, config = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return {"type": name, "config": config} if colon else shorthand(value)
 
 
 class EvalSection(Section):
@@ -126,7 +138,9 @@ class Recipe(Section):
     task: Annotated[TaskSection, BeforeValidator(shorthand)] = Field(
         default_factory=TaskSection, description=str(TaskSection.__doc__)
     )
-    quant: str = Field("none", description="How the frozen base is stored (`lora-ft list quantizers`).")
+    quant: Annotated[QuantSection, BeforeValidator(quant_shorthand)] = Field(
+        default_factory=QuantSection, description=str(QuantSection.__doc__)
+    )
     data: DataSection = Field(description=str(DataSection.__doc__))
     method: Annotated[MethodSection, BeforeValidator(shorthand)] = Field(
         default_factory=MethodSection, description=str(MethodSection.__doc__)

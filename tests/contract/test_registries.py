@@ -102,6 +102,8 @@ def test_a_format_claims_its_own_rows_and_only_it_wins(name, tmp_path):
 @pytest.mark.parametrize("name", QUANTIZERS.discover())
 def test_a_quantised_base_still_learns_after_it_was_evaluated(name, recipe, tmp_path):
     """bitsandbytes repacks 4-bit weights in evaluation mode on some CPUs, and their gradient is lost."""
+    if name == "torchao":
+        pytest.importorskip("torchao")
     recipe["quant"] = name
     recipe["train"] |= {"steps": 12, "learning_rate": 1e-2, "dtype": "auto"}
     run = lora_ft.train(recipe, out=tmp_path / "run")
@@ -115,7 +117,7 @@ def test_a_quantizer_without_its_package_names_the_line_that_installs_it(name, m
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(UsageError) as caught:
         QUANTIZERS.get(name).load_arguments(torch.float32)
-    assert caught.value.fix == "pip install 'lora-ft[quant]'"
+    assert caught.value.fix.startswith("pip install 'lora-ft[quant]'")
 
 
 @pytest.mark.parametrize("name", EXPORTS.discover())

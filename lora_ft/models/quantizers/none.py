@@ -1,22 +1,15 @@
 """No quantisation."""
 
-from typing import Any
-
 from lora_ft.registry import QUANTIZERS
 
+from ._base import QuantizerBase
 
-class NoQuantizer:
-    """The base in the recipe's dtype."""
+
+class NoQuantizer(QuantizerBase):
+    """The base in the recipe's dtype, or as its own files quantise it."""
 
     name = "none"
-    description = "The frozen base in train.dtype, not quantised."
-
-    def load_arguments(self, compute_dtype: Any) -> dict[str, Any]:
-        """None are needed."""
-        return {}
-
-    def prepare(self, model: Any) -> None:
-        """Nothing is needed."""
+    description = "The frozen base in train.dtype, or quantised as its own files are."
 
 
 QUANTIZERS.register(NoQuantizer())
