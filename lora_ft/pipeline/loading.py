@@ -20,7 +20,7 @@ from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, load_adapter
 
 from .prepare import base_spec, encode_options, source_of
-from .ready import fit_processor, open_base
+from .ready import as_merged, fit_processor, open_base
 from .rows import Given
 
 
@@ -97,6 +97,8 @@ def load(
     fit_processor(opened.model, task, processor, grow=bool(recipe.data.add_tokens))
     try:
         model = load_adapter(opened.model, run.adapter)
+        if quantised:
+            as_merged(recipe, model)
     except AdapterError as error:
         raise ArtifactError(str(error), where=str(run.adapter)) from error
     return Loaded(model, processor, recipe, task, options, run, dtype, given)

@@ -26,6 +26,7 @@ from lora_ft_adapters import (
     unsaved,
 )
 from lora_ft_adapters.behaviour import behaviour_of
+from lora_ft_adapters.fast.merge_aware import MergeAware
 from lora_ft_adapters.registry import find_method
 
 from .paths import LossPath, check_batch, choose_path
@@ -128,6 +129,7 @@ def make_ready(recipe: Recipe, prepared: Prepared, dtype: torch.dtype, device: t
     try:
         model = add_adapter(base, config, data=_calibration(recipe, prepared, device))
         lost = unsaved(model)
+        as_merged(recipe, model)
     except AdapterError as error:
         raise usage(error) from error
     if lost:
@@ -219,6 +221,12 @@ def open_base(
 def quantizer_of(recipe: Recipe) -> Quantizer:
     """The recipe's quantiser with its options."""
     return QUANTIZERS.get(recipe.quant.type).configure(recipe.quant.options())
+
+
+def as_merged(recipe: Recipe, model: Any) -> None:
+    """Let an adapter compute as the merge into its quantised base will, where the recipe says so."""
+    if getattr(quantizer_of(recipe).options, "merge_aware", False):
+        MergeAware(model).install()
 
 
 def check_quant(recipe: Recipe, spec: BaseSpec) -> str:

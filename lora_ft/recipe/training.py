@@ -9,12 +9,14 @@ from lora_ft.errors import did_you_mean
 
 from ._section import Positive, Section
 
-# Which optimizers look at which key; the others would ignore it.
+# Which optimizers look at which key; the others would ignore it. The names with a number of bits are Transformers'.
+ADAMS = ("adam", "adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+LIONS = ("lion_8bit", "paged_lion_32bit", "paged_lion_8bit")
 OPTIMIZER_KEYS = {
     "momentum": ("sgd", "rmsprop"),
-    "adam_beta1": ("adam", "adamw"),
-    "adam_beta2": ("adam", "adamw"),
-    "adam_epsilon": ("adam", "adamw"),
+    "adam_beta1": ADAMS + LIONS,
+    "adam_beta2": ADAMS + LIONS,
+    "adam_epsilon": ADAMS,
 }
 
 
@@ -74,20 +76,31 @@ class TrainSection(Section):
     learning_rate: float = Field(
         2e-4, gt=0, lt=10, description="Peak rate; adapters want about 10x that of full fine-tuning."
     )
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adafactor"] = Field("adamw", description="Update rule.")
+    optimizer: Literal[
+        "adamw", "adam", "sgd", "rmsprop", "adafactor", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+        "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    ] = Field(
+        "adamw",
+        description="Update rule. 8bit: state of large tensors in 8 bits; paged: state moves to the computer's memory "
+        "when the GPU is full. Both need bitsandbytes, paged also a GPU.",
+    )  # fmt: skip
     momentum: float | None = Field(
         None, ge=0, lt=1, description="Of sgd (default 0.9) and rmsprop (default 0, as in torch)."
     )
     adam_beta1: float | None = Field(
-        None, ge=0, lt=1, description="Decay of adam's and adamw's mean of gradients (default 0.9)."
+        None, ge=0, lt=1, description="Decay of the mean of gradients of the adam and lion family (default 0.9)."
     )
     adam_beta2: float | None = Field(
-        None, ge=0, lt=1, description="Decay of adam's and adamw's mean of squared gradients (default 0.999)."
+        None,
+        ge=0,
+        lt=1,
+        description="Decay of the adam family's mean of squared gradients (default 0.999), and of what the lion "
+        "family keeps (default 0.99).",
     )
     adam_epsilon: float | None = Field(
-        None, ge=0, description="Added to the denominator of adam and adamw (default 1e-8)."
+        None, ge=0, description="Added to the denominator of the adam family (default 1e-8)."
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled for adamw; added to the gradient for the others.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled for the adamw and lion family; added to the gradient for the others.")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "step", "one_cycle", "reduce_lr_on_plateau"] = Field(
         "cosine", description="How the rate falls after the warm-up; one_cycle has a rise of its own."
     )

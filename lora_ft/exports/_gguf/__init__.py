@@ -1,0 +1,1 @@
+"""Models in GGUF, llama.cpp's file format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""

@@ -1,0 +1,19 @@
+"""Qwen 2 and 2.5, and Qwen 3 without experts."""
+
+from typing import Any
+
+import gguf
+
+from lora_ft.exports._gguf.common import decoder, scaled_rope
+from lora_ft.exports._gguf.family import Family
+
+
+def _parameters(writer: Any, config: Any) -> None:
+    decoder(writer, config)
+    scaled_rope(writer, config)
+
+
+FAMILIES = (
+    Family(("qwen2",), gguf.MODEL_ARCH.QWEN2, _parameters),
+    Family(("qwen3",), gguf.MODEL_ARCH.QWEN3, _parameters),
+)

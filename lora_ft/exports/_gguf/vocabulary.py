@@ -1,0 +1,144 @@
+"""A tokenizer's vocabulary, rules and templates as GGUF keys."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from lora_ft.errors import UsageError
+
+UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0  # as llama.cpp's own converter writes them
+SPACE = "\u2581"
+
+
+def write_vocabulary(writer: Any, tokenizer: Any, folder: Path, size: int, stops: list[int]) -> None:
+    """Tokens, their kinds, merges, special ids and the chat template.
+
+    Args:
+        writer: of the gguf package.
+        tokenizer: of Transformers.
+        folder: where its files are.
+        size: rows of the embedding.
+        stops: ids of the tokens that end an answer.
+
+    Raises:
+        UsageError: a kind of tokenizer that llama.cpp does not have, or that has no name here.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    kind = rules["model"]["type"]
+    if kind == "WordPiece":
+        model, pre, scores = "bert", "default", None
+    elif kind == "BPE" and rules["model"].get("byte_fallback"):
+        model, pre, scores = "llama", "default", _scores(rules["model"], size)
+    elif kind == "BPE":
+        model, pre, scores = "gpt2", split_name(rules), None
+    else:
+        raise UsageError(f"a tokenizer of kind {kind} cannot be written as GGUF here", fix="--format merged")
+    tokens, types = _tokens(tokenizer, size, model, scores)
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    if scores is not None:
+        writer.add_token_scores(scores)
+        writer.add_add_space_prefix(_adds_space(rules))
+    writer.add_token_types(types)
+    _special(writer, tokenizer, rules, model, stops)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _tokens(tokenizer: Any, size: int, model: str, scores: list[float] | None) -> tuple[list[str], list[int]]:
+    """Text and kind of each id."""
+    texts = {i: t for t, i in tokenizer.get_vocab().items()}
+    added: Mapping[int, Any] = tokenizer.added_tokens_decoder
+    tokens, types = [], []
+    for i in range(size):
+        text = texts.get(i, f"[PAD{i}]")
+        kind = gguf.TokenType.NORMAL
+        if i not in texts:
+            kind = gguf.TokenType.UNUSED
+        elif i in added:
+            kind = gguf.TokenType.CONTROL if added[i].special else gguf.TokenType.USER_DEFINED
+            if scores is not None:
+                scores[i] = ADDED_SCORE
+        elif model == "llama" and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            kind = gguf.TokenType.BYTE
+        if model == "bert" and kind == gguf.TokenType.NORMAL:
+            text = text[2:] if text.startswith("##") else SPACE + text
+        tokens.append(text)
+        types.append(int(kind))
+    return tokens, types
+
+
+def _scores(model: Mapping[str, Any], size: int) -> list[float]:
+    """SentencePiece's BPE takes the piece of the highest score first; here, as there, minus the rank of its merge."""
+    scores = [UNUSED_SCORE] * size
+    vocabulary = model["vocab"]
+    for i in vocabulary.values():
+        if i < size:
+            scores[i] = 0.0
+    for rank, pair in enumerate(model["merges"]):
+        left, right = pair.split(" ") if isinstance(pair, str) else pair
+        piece = vocabulary.get(left + right)
+        if piece is not None and piece < size and scores[piece] == 0.0:
+            scores[piece] = -float(rank + 1)
+    return scores
+
+
+def _adds_space(rules: Mapping[str, Any]) -> bool:
+    """Whether text is encoded with a space in front."""
+    text = json.dumps([rules.get("normalizer"), rules.get("pre_tokenizer")])
+    return '"Prepend"' in text or '"prepend_scheme": "always"' in text or '"prepend_scheme": "first"' in text
+
+
+def split_name(rules: Mapping[str, Any]) -> str:
+    """llama.cpp's name for the way a byte-level tokenizer splits text before it merges.
+
+    Raises:
+        UsageError: a way that has no name here.
+    """
+    pre = rules.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers") or [pre]
+    kinds = [s.get("type") for s in steps]
+    patterns = [s["pattern"].get("Regex", "") for s in steps if s.get("type") == "Split"]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    if len(patterns) == 1 and kinds[-1] == "ByteLevel":
+        if r"\p{N}{1,3}" in patterns[0] and "(?i:'s" in patterns[0]:
+            return "llama-bpe"
+        if r"|\p{N}|" in patterns[0] and "(?i:'s" in patterns[0]:
+            return "qwen2"
+    raise UsageError(
+        "the tokenizer splits text in a way that has no name here, so llama.cpp would split it differently",
+        why=f"pre-tokenizer steps {kinds}, patterns {patterns}",
+        fix="lora-ft export --format merged, then llama.cpp's own converter",
+    )
+
+
+def _special(writer: Any, tokenizer: Any, rules: Mapping[str, Any], model: str, stops: list[int]) -> None:
+    if model == "gpt2":
+        merges = [p if isinstance(p, str) else " ".join(p) for p in rules["model"]["merges"]]
+        writer.add_token_merges(merges)
+    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        found = getattr(tokenizer, f"{name}_token_id", None)
+        if found is not None:
+            getattr(writer, f"add_{name}_token_id")(found)
+    others = [i for i in stops if i != tokenizer.eos_token_id]
+    if others:
+        writer.add_eot_token_id(others[0])
+    probe = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(bool(probe and probe[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)))
+    writer.add_add_eos_token(bool(probe and probe[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)))
+
+
+def check_vocabulary(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot be written, before a weight is read."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UsageError("the tokenizer has no tokenizer.json", fix="save it with Transformers' fast tokenizer first")
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    if rules["model"]["type"] == "BPE" and not rules["model"].get("byte_fallback"):
+        split_name(rules)
