@@ -12,19 +12,28 @@ from lora_ft_adapters.merging import check_mergeable as check_model
 KEPT_APART = "lora-ft export --format peft keeps it beside its base"
 
 
-def check_mergeable(subject: Subject) -> None:
-    """Raise UsageError with the reason where the method cannot be merged into this base."""
-    if subject.model is None:
-        return
+def sketch(subject: Subject) -> Any:
+    """The adapter on its base, without weights.
+
+    Raises:
+        UsageError: the adapter does not fit the model.
+    """
     config = copy.deepcopy(subject.adapter)
     config.inference_mode = False
     if getattr(config, "modules_to_save", None):  # PEFT also saves names that match nothing
         names = [n for n, _ in subject.model.named_modules()]
         config.modules_to_save = [m for m in config.modules_to_save if any(f".{n}".endswith(f".{m}") for n in names)]
     try:
-        adapted: Any = add_adapter(copy.deepcopy(subject.model), behaviour_of(config).sketch(config))
-        check_model(adapted)
-    except UnmergeableError as error:
-        raise UsageError(f"method {subject.method!r}: {error}", fix=KEPT_APART) from error
+        return add_adapter(copy.deepcopy(subject.model), behaviour_of(config).sketch(config))
     except AdapterError as error:
         raise UsageError(f"method {subject.method!r}: {error}") from error
+
+
+def check_mergeable(subject: Subject) -> None:
+    """Raise UsageError with the reason where the method cannot be merged into this base."""
+    if subject.model is None:
+        return
+    try:
+        check_model(sketch(subject))
+    except UnmergeableError as error:
+        raise UsageError(f"method {subject.method!r}: {error}", fix=KEPT_APART) from error

@@ -80,6 +80,30 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
     }
 
 
+SAME = {torch.float32: 1e-4, torch.float16: 5e-3}  # largest difference of a logit; other dtypes 1e-2
+
+
+def check_same(figures: Mapping[str, float], model: Any, what: str, *, exact: bool = True) -> None:
+    """Refuse a file whose adapter, on the base, does not give the adapter's own outputs.
+
+    Args:
+        figures: of `differences`.
+        model: what they were measured on.
+        what: the file.
+        exact: whether its numbers are in float32; else a fiftieth of the update may be lost.
+
+    Raises:
+        ArtifactError: it differs.
+    """
+    limit = SAME.get(next(iter(model.parameters())).dtype, 1e-2)
+    good = figures["max_difference"] <= limit or (not exact and figures["update_kept"] >= 0.98)
+    if not good:
+        raise ArtifactError(
+            f"the adapter read back differs by {figures['max_difference']:.1e} in a logit (allowed {limit:.0e})",
+            where=what,
+        )
+
+
 def publish(
     artifact: Artifact,
     target: Path,

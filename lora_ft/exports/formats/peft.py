@@ -4,12 +4,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError
 from lora_ft.exports.probe_file import PROBES_FILE
-from lora_ft.exports.publish import differences
+from lora_ft.exports.publish import check_same, differences
 from lora_ft.registry import EXPORTS
 from lora_ft_adapters import AdapterError, load_adapter
 
@@ -43,13 +41,7 @@ class PeftFormat:
         except AdapterError as error:
             raise ArtifactError(str(error), where=str(folder)) from error
         figures = differences(model, probes, artifact.outputs)
-        dtype = next(iter(model.parameters())).dtype
-        limit = 1e-4 if dtype == torch.float32 else 1e-2
-        if figures["max_difference"] > limit:
-            raise ArtifactError(
-                f"the adapter read back differs by {figures['max_difference']:.1e} (allowed {limit:.0e})",
-                where=str(folder),
-            )
+        check_same(figures, model, "adapter_model.safetensors")
         return figures
 
 

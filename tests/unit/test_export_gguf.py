@@ -1,0 +1,161 @@
+"""A GGUF file that other programs read is the merged model, for every family, tensor by tensor and in its answers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+from gguf import GGUFReader
+
+from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.exports import probe, publish
+from lora_ft.exports._gguf.family import families
+from lora_ft.exports._gguf.vocabulary import split_name
+from lora_ft.registry import EXPORTS
+from tests.tiny_artifacts import artifact_of
+
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32, "rope_theta": 10000.0,
+}  # fmt: skip
+MODELS = {
+    "llama": ("Llama", SIZES | {"tie_word_embeddings": False}),
+    "llama tied": ("Llama", SIZES | {"tie_word_embeddings": True}),
+    "llama3": ("Llama", SIZES | {"rope_parameters": LLAMA3}),
+    "mistral": ("Mistral", SIZES | {"sliding_window": None}),
+    "qwen2": ("Qwen2", SIZES),
+    "qwen3": ("Qwen3", SIZES | {"head_dim": 32}),
+    "gemma": ("Gemma", SIZES | {"head_dim": 16}),
+    "gemma2": ("Gemma2", SIZES | {"head_dim": 16, "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3Text", SIZES | {"head_dim": 16, "query_pre_attn_scalar": 16}),
+    "phi3": ("Phi3", SIZES | {"pad_token_id": 0}),
+    "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+}
+TARGETS = {"gpt2": {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}}
+
+
+def config_of(name, size):
+    kind, options = MODELS[name]
+    return getattr(transformers, f"{kind}Config")(**options, vocab_size=size)
+
+
+def written(name, tokenizer, tmp_path, dtype="float32", **more):
+    options = {"r": 4, "lora_alpha": 16, "init_lora_weights": False, **TARGETS.get(name, {})}
+    config = config_of(name, len(tokenizer))
+    artifact, model = artifact_of(config, tmp_path / "adapter", tokenizer, dtype=dtype, options=options, **more)
+    export = EXPORTS.get("gguf")
+    export.check(artifact.subject)
+    probes = probe(model, [{"input_ids": [[5, 6, 7, 8, 100, 50, 60]]}], artifact.outputs)
+    return publish(artifact, tmp_path / "out", export, probes, lambda folder, figures: None)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_answers_as_the_adapter_on_its_base(name, tokenizer, tmp_path):
+    figures = written(name, tokenizer, tmp_path)
+    assert figures["max_difference"] < 1e-4
+    assert figures["update_kept"] > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [("float16", 0.99), ("bfloat16", 0.95), ("q8_0", 0.9), ("q5_1", 0.7), ("q5_0", 0.7)]
+)
+def test_fewer_bits_keep_most_of_the_update(dtype, kept, tokenizer, tmp_path):
+    assert written("llama", tokenizer, tmp_path, dtype)["update_kept"] > kept
+    sizes = {"float16": "F16", "bfloat16": "BF16"}
+    kinds = {t.tensor_type.name for t in GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    assert sizes.get(dtype, dtype.upper()) in kinds
+    assert "F32" in kinds  # norms
+
+
+def test_the_table_of_families_has_every_model_tested_here():
+    tested = {config_of(n, 64).model_type for n in MODELS}
+    assert set(families()) - tested == {"bert"}
+
+
+def test_a_model_of_no_family_is_refused_before_training(tokenizer, tmp_path):
+    config = transformers.OPTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, ffn_dim=64, vocab_size=len(tokenizer),
+        word_embed_proj_dim=32,
+    )  # fmt: skip
+    artifact, _ = artifact_of(config, tmp_path / "adapter", tokenizer)
+    with pytest.raises(UsageError, match="opt model cannot be written") as caught:
+        EXPORTS.get("gguf").check(artifact.subject)
+    assert "llama" in caught.value.why
+
+
+def test_a_classifiers_head_is_not_lost_in_silence(tokenizer, tmp_path):
+    config = config_of("llama", len(tokenizer))
+    config.pad_token_id = 0
+    auto = "AutoModelForSequenceClassification"
+    artifact, _ = artifact_of(config, tmp_path / "adapter", tokenizer, auto_class=auto, task="text-classification")
+    with pytest.raises(UsageError, match="no place for its head"):
+        EXPORTS.get("gguf").check(artifact.subject)
+
+
+def test_a_permutation_that_is_forgotten_is_found(tokenizer, tmp_path, monkeypatch):
+    from lora_ft.exports._gguf.families import llama
+
+    monkeypatch.setattr(llama, "_heads", lambda name, config: 0)
+    with pytest.raises(ArtifactError, match="differs"):
+        written("llama", tokenizer, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_stops_and_template_are_the_tokenizers(tokenizer, tmp_path):
+    written("llama", tokenizer, tmp_path, generation={"eos_token_id": [tokenizer.eos_token_id, 7]})
+    fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 7
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert tokens == [t for t, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
+
+
+def test_a_way_of_splitting_text_without_a_name_is_refused():
+    def rules(*steps):
+        return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}}
+
+    level = {"type": "ByteLevel", "use_regex": True}
+    assert split_name(rules({"type": "Digits", "individual_digits": True}, level)) == "smollm"
+    llama = {"type": "Split", "pattern": {"Regex": r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"}}
+    assert split_name(rules(llama, level)) == "llama-bpe"
+    with pytest.raises(UsageError, match="no name here"):
+        split_name(rules({"type": "Whitespace"}, level))
+
+
+@pytest.mark.skipif("LLAMA_CPP" not in os.environ, reason="needs a checkout of llama.cpp in $LLAMA_CPP")
+@pytest.mark.parametrize("dtype", [("float32", "f32"), ("float16", "f16"), ("q8_0", "q8_0")])
+def test_every_tensor_is_that_of_llama_cpps_own_converter(dtype, tokenizer, tmp_path):
+    ours, theirs = dtype
+    written("llama", tokenizer, tmp_path, ours)
+    options = {"r": 4, "lora_alpha": 16, "init_lora_weights": False}
+    artifact, model = artifact_of(
+        config_of("llama", len(tokenizer)), tmp_path / "again", tokenizer, dtype="float32", options=options
+    )
+    merged = EXPORTS.get("merged")
+    probes = probe(model, [{"input_ids": [[5, 6, 7, 8]]}], artifact.outputs)
+    publish(artifact, tmp_path / "merged", merged, probes, lambda folder, figures: None)
+    folder = Path(os.environ["LLAMA_CPP"])  # its table of tokenizers does not have this one
+
+    script = (
+        f"import sys; sys.path[:0] = [{str(folder)!r}, {str(folder / 'gguf-py')!r}]\n"
+        "from conversion.base import TextModel\n"
+        "TextModel.get_vocab_base_pre = lambda self, tokenizer: 'gpt-2'\n"
+        "import convert_hf_to_gguf; convert_hf_to_gguf.main()"
+    )
+    out = tmp_path / "theirs.gguf"
+    command = [sys.executable, "-c", script, str(tmp_path / "merged"), "--outtype", theirs, "--outfile", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    one, other = ({t.name: t for t in GGUFReader(p).tensors} for p in (tmp_path / "out" / "model.gguf", out))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert tensor.tensor_type == other[name].tensor_type
+        assert np.array_equal(tensor.data, other[name].data)
