@@ -162,7 +162,7 @@ class MergedWeights(Weights):
         self._ready: dict[str, Tensor] = {}
         self.untied = False
         saved = {t.data_ptr() for t in state_of(model, adapter).values()}
-        for name, module in _wrappers(model):
+        for name, module in wrappers(model):
             self._claim(name, module, saved)
         if back and any(isinstance(m, ModulesToSaveWrapper) for m in self._owner.values()):
             raise UnmergeableError("modules that the adapter replaced as a whole (a head) are not in the merged model")
@@ -230,7 +230,7 @@ class MergedWeights(Weights):
 
     def _compute(self, module: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, ModulesToSaveWrapper):
-            name = next(n for n, m in _wrappers(self.model) if m is module)
+            name = next(n for n, m in wrappers(self.model) if m is module)
             return {f"{name}.{k}": t for k, t in module.modules_to_save[self.adapter].state_dict().items()}
         hollow = {id(p): p for p in module.parameters() if isinstance(p, Hollow)}
         alone: Any = copy.deepcopy(module, dict(hollow))  # hollow parameters are shared with the copy
@@ -283,7 +283,7 @@ def kept(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[float, floa
     return (size / max(float(before.flatten().dot(before.flatten())), 1e-30)) ** 0.5, share
 
 
-def _wrappers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:
+def wrappers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:
     """(name in the bare model, module) of the outermost adapted layers and replaced modules."""
     inside, name, module = None, "", nn.Module()
     for name, module in model.get_base_model().named_modules():

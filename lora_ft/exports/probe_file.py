@@ -12,6 +12,8 @@ from lora_ft.errors import ArtifactError
 from lora_ft.records import Batch
 
 PROBES_FILE = "probes.safetensors"
+GOLDEN_FILE, FACTS_FILE = "golden.safetensors", "probes.json"
+OWN_FILES = (PROBES_FILE, GOLDEN_FILE, FACTS_FILE, "README.md")  # of an adapter's folder, not for its readers
 
 
 def write_probes(folder: Path, batches: Sequence[Batch]) -> None:

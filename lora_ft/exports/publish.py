@@ -30,6 +30,16 @@ def probe(model: Any, inputs: Sequence[Mapping[str, Any]], answer: Answer) -> li
     Raises:
         ArtifactError: the adapter gives numbers that are not finite, or changes nothing at all.
     """
+    probes = answers(model, inputs, answer)
+    if not all(bool(p.adapted.isfinite().all()) for p in probes):
+        raise ArtifactError("the adapter gives NaN or infinite outputs", fix="go back to an earlier checkpoint")
+    if probes and all(torch.equal(p.base, p.adapted) for p in probes):
+        raise ArtifactError("the adapter changes nothing: base and adapter give the same outputs")
+    return probes
+
+
+def answers(model: Any, inputs: Sequence[Mapping[str, Any]], answer: Answer) -> list[Probe]:
+    """The same, whatever they are."""
     probes = []
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -38,12 +48,8 @@ def probe(model: Any, inputs: Sequence[Mapping[str, Any]], answer: Answer) -> li
             adapted = answer(model, tensors).float().cpu()
             with active(model):
                 base = answer(model, tensors).float().cpu()
-            adapted = _last(adapted, base.shape[1])
+            adapted = _last(adapted, base.shape[1]) if base.dim() > 1 else adapted
             probes.append(Probe({k: v.cpu() for k, v in tensors.items()}, base, adapted))
-    if not all(bool(p.adapted.isfinite().all()) for p in probes):
-        raise ArtifactError("the adapter gives NaN or infinite outputs", fix="go back to an earlier checkpoint")
-    if probes and all(torch.equal(p.base, p.adapted) for p in probes):
-        raise ArtifactError("the adapter changes nothing: base and adapter give the same outputs")
     return probes
 
 
@@ -57,24 +63,34 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
 
     Returns:
         max_difference: largest absolute difference of a logit.
+        kl: mean Kullback-Leibler divergence from the adapter's distribution over the last axis, in nats.
         top1_agreement: share of positions with the same first choice.
         update_kept: 1 - distance to the adapted outputs / distance of base and adapted outputs (L2 over all logits).
+
+    Raises:
+        ArtifactError: shapes differ, or numbers are not finite.
     """
     device = next(model.parameters()).device
-    largest, same, positions, off, change = 0.0, 0, 0, 0.0, 0.0
+    largest, same, positions, off, change, diverged = 0.0, 0, 0, 0.0, 0.0, 0.0
     with torch.inference_mode():
         for p in probes:
             got = answer(model, moved(p.inputs, device)).float().cpu()
-            got = _last(got, p.adapted.shape[1])
+            got = _last(got, p.adapted.shape[1]) if p.adapted.dim() > 1 else got
             if got.shape != p.adapted.shape:
                 raise ArtifactError(f"outputs have shape {tuple(got.shape)}, expected {tuple(p.adapted.shape)}")
+            if not bool(got.isfinite().all()):
+                raise ArtifactError("what was read back gives NaN or infinite outputs")
             largest = max(largest, float((got - p.adapted).abs().max()))
             same += int((got.argmax(-1) == p.adapted.argmax(-1)).sum())
-            positions += got.argmax(-1).numel()
+            count = got.argmax(-1).numel()
+            positions += count
+            wanted, found = p.adapted.double().log_softmax(-1), got.double().log_softmax(-1)
+            diverged += float((wanted.exp() * (wanted - found)).sum())
             off += float((got - p.adapted).double().square().sum())
             change += float((p.base - p.adapted).double().square().sum())
     return {
         "max_difference": largest,
+        "kl": max(0.0, diverged / max(1, positions)),
         "top1_agreement": same / max(1, positions),
         "update_kept": 1.0 - (off / max(change, 1e-30)) ** 0.5,
     }

@@ -17,6 +17,7 @@ from lora_ft.cache import cache_dir, cached
 from lora_ft.errors import ArtifactError, LoraFtError, UsageError
 
 from .fingerprint import fingerprint
+from .heap import freed_at_once
 from .load import LOAD_ERRORS, Base, local_folder
 
 AREA = "quantised"
@@ -139,7 +140,8 @@ def from_cache(source: str, settings: dict[str, Any], load: Callable[[str | None
         if found is not None:
             folder.touch()
             return found
-    base = load(None)
+    with freed_at_once():
+        base = load(None)
     if base.fresh or not hasattr(base.model, "save_pretrained"):
         return base  # a new head is the seed's, not the base's
 

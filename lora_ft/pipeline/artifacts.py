@@ -27,6 +27,7 @@ from lora_ft_adapters.behaviour import behaviour_of
 from .loading import load, plain_base
 from .on_base import OnBase, Opened, open_run, unmergeable
 from .prepare import base_spec, source_of
+from .probing import probe_inputs
 from .ready import fit_processor
 from .rows import Given
 from .two_bases import chosen_base
@@ -152,7 +153,8 @@ def _left(based: OnBase | None, dtype: str) -> dict[str, Any]:
 
 def _beside(opened: Opened) -> list[Probe]:
     """Answers of the adapter on the base as it was trained, in memory."""
-    return exports.probe(_trained(opened).model, exports.read_probes(opened.run.adapter), opened.task.outputs)
+    model = _trained(opened).model
+    return exports.probe(model, probe_inputs(opened, model, opened.listener)[0], opened.task.outputs)
 
 
 def _trained(opened: Opened) -> Any:
@@ -256,8 +258,8 @@ def _read_model(opened: Opened, folder: Path) -> Any:
 @torch.inference_mode()
 def _runs(opened: Opened, model: Any) -> bool:
     """Whether each part of a model is asked for its answer before its numbers are used; else there is NaN."""
-    inputs = exports.read_probes(opened.run.adapter)[:1]
-    return all(bool(opened.task.outputs(model, one).isfinite().all()) for one in inputs)
+    inputs, _ = probe_inputs(opened, model, Silent())
+    return all(bool(opened.task.outputs(model, one).isfinite().all()) for one in inputs[:1])
 
 
 def unmerge(

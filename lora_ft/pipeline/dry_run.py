@@ -3,9 +3,11 @@
 import copy
 from typing import Any
 
+from lora_ft.models.load import pick_device
 from lora_ft.recipe import Recipe, Resolved
 from lora_ft.records import Listener, Silent
 from lora_ft.training import few_shot
+from lora_ft.training.optim import check_optimizer
 from lora_ft_adapters import AdapterError, add_adapter, count_parameters
 from lora_ft_adapters.behaviour import behaviour_of
 
@@ -21,6 +23,7 @@ def check(recipe: Recipe, prepared: Prepared) -> Any:
     if recipe.train.few_shot:
         few_shot.check(recipe, prepared.task)
     check_quant(recipe, prepared.base)
+    check_optimizer(recipe.train.optimizer, pick_device())
     config = check_method(recipe, prepared, empty=prepared.model)
     check_target(recipe, prepared, config)
     return config

@@ -2,14 +2,16 @@
 
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from lora_ft import runs
+from lora_ft import exports, runs
 from lora_ft.errors import ArtifactError
-from lora_ft.exports import write_probes
+from lora_ft.exports import golden
+from lora_ft.models.load import load_processor
 from lora_ft.recipe import Recipe
 from lora_ft.records import Plan
 from lora_ft.report import model_card, public_name
@@ -17,14 +19,17 @@ from lora_ft.runs import Run
 from lora_ft.training import checkpoint, loop
 from lora_ft.training.memory import peak_memory_bytes
 from lora_ft_adapters import save_adapter, state_of
+from lora_ft_adapters.norms import update_norms
 
 from .prepare import Prepared
 
-PROBES = 4
 
+def save_final(recipe: Recipe, run: Run, prepared: Prepared, model: Any) -> dict[str, float]:
+    """The final adapter, read back and compared bit by bit, with the processor, the probe inputs and their answers.
 
-def save_final(recipe: Recipe, run: Run, prepared: Prepared, model: Any) -> None:
-    """The final adapter, read back and compared bit by bit, with the processor and the probe inputs."""
+    Returns:
+        The size of each module's update relative to its weight, where both are known.
+    """
     staged = run.path / ".adapter"
     shutil.rmtree(staged, ignore_errors=True)
     save_adapter(model, staged, base=public_name(recipe.model))
@@ -35,11 +40,30 @@ def save_final(recipe: Recipe, run: Run, prepared: Prepared, model: Any) -> None
     same = saved.keys() == wanted.keys() and all(torch.equal(saved[k], v.cpu()) for k, v in wanted.items())
     if not same or not all(bool(t.isfinite().all()) for t in saved.values()):
         raise ArtifactError("the saved adapter differs from the one in memory or is not finite", where=str(staged))
-    source = (prepared.held_out or prepared.train)[:PROBES]
-    write_probes(staged, prepared.task.probes(source, prepared.processor))
+    norms = update_norms(model)
+    _write_probes(recipe, run, prepared, model, staged, norms)
     runs.make_readable(staged)
     shutil.rmtree(run.adapter, ignore_errors=True)
     staged.rename(run.adapter)
+    return {name: relative for name, (_, relative) in norms.items() if relative is not None}
+
+
+def _write_probes(
+    recipe: Recipe, run: Run, prepared: Prepared, model: Any, folder: Path, norms: Mapping[str, Any]
+) -> None:
+    source = (prepared.held_out or prepared.train)[: recipe.train.probes]
+    inputs = prepared.task.probes(source, prepared.processor)
+    was_training = model.training
+    probes = exports.answers(model.eval(), inputs, prepared.task.outputs)
+    model.train(was_training)
+    if recipe.train.probe_text:
+        exports.write_probes(folder, inputs)
+    facts = {k: run.facts.get(k) for k in ("fingerprint", "dtype", "quant", "versions")}
+    device = next(model.parameters()).device.type
+    template = (
+        golden.template_hash(load_processor(str(folder), prepared.task.processor_class)) if prepared.processor else None
+    )
+    golden.write_golden(folder, probes, {**facts, "device": device, "template": template, "norms": norms})
 
 
 def close_run(

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 
+from lora_ft import exports
+from lora_ft.artifact import Probe
 from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.exports import golden
 from lora_ft.models.fingerprint import fingerprint
 from lora_ft.models.load import Base, load_processor, pick_device, stored_dtype
 from lora_ft.recipe import Recipe, load_recipe
@@ -20,6 +23,7 @@ from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, load_adapter
 
 from .prepare import base_spec, encode_options, source_of
+from .probing import Runnable, has_probes, probe_inputs
 from .ready import as_merged, fit_processor, open_base
 from .rows import Given
 
@@ -92,6 +96,7 @@ def load(
             where=recipe.model,
             fix="use the same files; if the model on the hub has changed, pin the old revision in a local folder",
         )
+    golden.check_files(run.adapter)
     options = encode_options(recipe, task, recipe.model, facts["encode"]["max_length"])
     processor = load_processor(str(run.adapter), task.processor_class) if task.auto_class else None
     fit_processor(opened.model, task, processor, grow=bool(recipe.data.add_tokens))
@@ -101,7 +106,33 @@ def load(
             as_merged(recipe, model)
     except AdapterError as error:
         raise ArtifactError(str(error), where=str(run.adapter)) from error
-    return Loaded(model, processor, recipe, task, options, run, dtype, given)
+    golden.check_template(run.adapter, processor)
+    loaded = Loaded(model, processor, recipe, task, options, run, dtype, given)
+    prove(loaded, model, same_form and dtype == facts["dtype"], listener)
+    return loaded
+
+
+def prove(known: Runnable, model: Any, same: bool, listener: Listener) -> list[Probe]:
+    """The answers to the run's probe inputs, held against those at the end of training.
+
+    Args:
+        known: the run.
+        model: its adapter on its base, read back.
+        same: whether dtype and quantisation are those of training.
+        listener: hears when there is nothing to hold them against.
+
+    Raises:
+        ArtifactError: base or adapter answer otherwise.
+    """
+    if not has_probes(known.run.adapter):
+        return []
+    inputs, is_golden = probe_inputs(known, model, listener)
+    probes = exports.answers(model, inputs, known.task.outputs)
+    if is_golden:
+        kind = next(model.parameters()).device.type
+        same = same and kind == golden.read_facts(known.run.adapter).get("device")
+        golden.check_golden(known.run.adapter, probes, same=same)
+    return probes
 
 
 def _open(recipe: Recipe, task: Task, dtype: str, listener: Listener, *, quantised: bool, given: Given) -> Base:

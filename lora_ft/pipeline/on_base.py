@@ -13,6 +13,7 @@ import torch
 from lora_ft import exports
 from lora_ft.artifact import Probe
 from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.exports import golden
 from lora_ft.models.fingerprint import fingerprint_of_files
 from lora_ft.models.load import load_processor, tokenizer_of
 from lora_ft.models.streaming import BaseWeights, NotStreamable, SavedWeights, hollow_base
@@ -26,6 +27,7 @@ from lora_ft_adapters.weights import StateWeights, TensorFolder, Weights
 
 from .loading import load
 from .prepare import base_spec, source_of
+from .probing import probe_inputs
 from .ready import fit_processor, quantizer_of
 from .rows import Given
 
@@ -80,7 +82,9 @@ def open_run(run: Run | str | Path, listener: Listener, given: Given) -> Opened:
         )
     recipe = load_recipe([run.path / "recipe.resolved.yaml"]).recipe
     task = TASKS.get(recipe.task.type).configure(recipe.task.options()).recall(facts.get("task_facts", {}))
+    golden.check_files(run.adapter)
     processor = load_processor(str(run.adapter), task.processor_class) if task.auto_class else None
+    golden.check_template(run.adapter, processor)
     return Opened(run, recipe, task, processor, listener, given)
 
 
@@ -189,13 +193,25 @@ def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
         probes = _probes(opened, adapted)
     except ArtifactError as error:
         raise NotStreamable(f"its parts do not run one by one ({error.what})") from error
+    if not rounding:
+        _hold(opened, probes)
     return OnBase(adapted, probes, merged, made)
 
 
 def _probes(opened: Opened, model: Any) -> list[Probe]:
     """Answers to the run's probe inputs; a head that only the adapter has answers nothing on the base."""
-    found = exports.probe(model, exports.read_probes(opened.run.adapter), opened.task.outputs)
+    inputs, _ = probe_inputs(opened, model, opened.listener)
+    found = exports.probe(model, inputs, opened.task.outputs)
     return [p if bool(p.base.isfinite().all()) else replace(p, base=torch.zeros_like(p.base)) for p in found]
+
+
+def _hold(opened: Opened, probes: list[Probe]) -> None:
+    """Against the answers at the end of training, where these are the same inputs."""
+    facts = golden.read_facts(opened.run.adapter)
+    if facts.get("inputs") == [golden.inputs_hash(p.inputs) for p in probes]:
+        run = opened.run.facts
+        same = run["dtype"] == "float32" and run["quant"] == "none" and facts.get("device") == "cpu"
+        golden.check_golden(opened.run.adapter, probes, same=same)
 
 
 def _in_memory(opened: Opened, stack: ExitStack) -> OnBase:

@@ -17,6 +17,7 @@ from lora_ft_adapters.streaming import MergedWeights, lend
 from lora_ft_adapters.weights import Weights
 
 from .on_base import Opened, hollow
+from .probing import probe_inputs
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a tensor's largest number
 
@@ -74,6 +75,6 @@ def unmerge_into(opened: Opened, merged: Path, target: Path, artifact: Artifact)
     dtype = next(weights.dtype(n) for n in weights if weights.dtype(n).is_floating_point)
     on_base = load_adapter(reference, opened.run.adapter)
     lend(on_base, base, torch.float32)
-    probes = exports.probe(on_base, exports.read_probes(opened.run.adapter), opened.task.outputs)
+    probes = exports.probe(on_base, probe_inputs(opened, on_base, opened.listener)[0], opened.task.outputs)
     form = _Base(opened, merged, SavedWeights(back, weights), dtype)
     return exports.publish(artifact, target, form, probes, lambda folder, figures: None)

@@ -100,7 +100,9 @@ class TrainSection(Section):
     adam_epsilon: float | None = Field(
         None, ge=0, description="Added to the denominator of the adam family (default 1e-8)."
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled for the adamw and lion family; added to the gradient for the others.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled for the adamw and lion family; added to the gradient for the others."
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "step", "one_cycle", "reduce_lr_on_plateau"] = Field(
         "cosine", description="How the rate falls after the warm-up; one_cycle has a rise of its own."
     )
@@ -129,6 +131,8 @@ class TrainSection(Section):
     calibration_rows: Positive = Field(
         64, description="Training rows that methods which start from data (eva, corda, loraga) look at."
     )
+    probes: Positive = Field(4, description="Held-out samples whose answers are kept to prove the adapter by later.")
+    probe_text: bool = Field(True, description="Keep their inputs too; false keeps their hashes and the answers alone.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm here; null for never.")
     eval_every: Positive | None = Field(
         None, description="Steps between evaluations; default once an epoch, null with no held-out rows."

@@ -67,7 +67,7 @@ def values(layer: nn.Module) -> Tensor:
     # PEFT's way moves the weight, after which an 8-bit layer that ran before has lost its scales (bitsandbytes 0.50).
     from bitsandbytes import functional
 
-    scales = held.SCB if held.SCB is not None else layer.state.SCB  # type: ignore[union-attr]
+    scales: Any = held.SCB if held.SCB is not None else layer.state.SCB  # type: ignore[union-attr]
     dense: Tensor = functional.int8_vectorwise_dequant(held.data, scales)
     return dense
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError
-from lora_ft.exports.probe_file import PROBES_FILE
+from lora_ft.exports.probe_file import OWN_FILES
 from lora_ft.exports.publish import check_same, differences
 from lora_ft.registry import EXPORTS
 from lora_ft_adapters import AdapterError, load_adapter
@@ -31,7 +31,7 @@ class PeftFormat:
     def write(self, artifact: Artifact, folder: Path) -> None:
         """Adapter and tokenizer, as training left them; without the probe inputs, which are the user's data."""
         for path in artifact.folder.iterdir():
-            if path.is_file() and path.name not in (PROBES_FILE, "README.md"):
+            if path.is_file() and path.name not in OWN_FILES:
                 shutil.copyfile(path, folder / path.name)
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports._plain_lora import CONVERT, check_linear, check_plain_lora, factors, one_rank
-from lora_ft.exports.probe_file import PROBES_FILE
+from lora_ft.exports.probe_file import OWN_FILES
 from lora_ft.exports.publish import check_same, differences
 from lora_ft.registry import EXPORTS
 from lora_ft_adapters import AdapterError, load_adapter
@@ -76,7 +76,7 @@ class VllmFormat:
             config["target_modules"] = sorted(found)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in artifact.folder.iterdir():
-            if path.is_file() and path.name not in (PROBES_FILE, "README.md", TENSORS, CONFIG, "probes.json"):
+            if path.is_file() and path.name not in (*OWN_FILES, TENSORS, CONFIG):
                 shutil.copyfile(path, folder / path.name)
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
