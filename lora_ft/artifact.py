@@ -68,6 +68,7 @@ class Artifact:
             adapter changes nothing; raises UsageError for a method that cannot be merged.
         load_base: the plain base in memory, as `load_adapted` has it.
         load_adapted: the PeftModel on its base in memory.
+        inputs: of one probe, as the task's `outputs` takes them.
         read_model: a model from a folder in Transformers' layout, with little memory.
     """
 
@@ -81,4 +82,5 @@ class Artifact:
     merged: Callable[[], Weights]
     load_base: Callable[[], Any]
     load_adapted: Callable[[], Any]
+    inputs: Mapping[str, Tensor]
     read_model: Callable[[Path], Any]

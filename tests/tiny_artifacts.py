@@ -18,7 +18,7 @@ def logits(model, batch):
 
 def artifact_of(  # noqa: PLR0913 - each is what one test varies
     config, folder, tokenizer, *, auto_class="AutoModelForCausalLM", method="lora", options=None, task="causal-lm",
-    dtype="float32", outputs=logits, generation=None,
+    dtype="float32", outputs=logits, generation=None, inputs=None,
 ):  # fmt: skip
     """(artifact, PeftModel in memory) of a model with random weights and a random adapter that is saved in `folder`.
 
@@ -60,6 +60,6 @@ def artifact_of(  # noqa: PLR0913 - each is what one test varies
         subject=Subject(task, auto_class, method, adapter, empty), folder=Path(folder), processor=tokenizer,
         base="tiny", outputs=outputs, dtype=dtype, generation=generation or {"eos_token_id": [3]}, merged=merged,
         load_base=lambda: copy.deepcopy(base), load_adapted=lambda: load_adapter(copy.deepcopy(base), folder),
-        read_model=read,
+        inputs=inputs or {"input_ids": torch.tensor([[5, 6, 7, 8]])}, read_model=read,
     )  # fmt: skip
     return artifact, adapted

@@ -1,6 +1,6 @@
 """Merge, unmerge and export: artifacts written beside their place, read back, compared, and only then published."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -113,7 +113,7 @@ def _export(
         probes = based.probes
     else:
         probes = _beside(opened)
-    artifact = _artifact(opened, about, dtype or chosen.default_dtype(_stored(opened)), based)
+    artifact = _artifact(opened, about, dtype or chosen.default_dtype(_stored(opened)), based, probes)
 
     def finish(folder: Path, figures: Mapping[str, float]) -> None:
         found = {**figures, **choice, **_left(based, artifact.dtype)}
@@ -202,7 +202,9 @@ def _check_base_fits(opened: Opened) -> None:
         )
 
 
-def _artifact(opened: Opened, subject: Subject, dtype: str, based: OnBase | None) -> Artifact:
+def _artifact(
+    opened: Opened, subject: Subject, dtype: str, based: OnBase | None, probes: Sequence[Probe] = ()
+) -> Artifact:  # fmt: skip
     trained = partial(_trained, opened)
 
     def merged() -> Any:
@@ -231,6 +233,7 @@ def _artifact(opened: Opened, subject: Subject, dtype: str, based: OnBase | None
         merged=merged,
         load_base=base,
         load_adapted=lambda: trained().model,
+        inputs=probes[0].inputs if probes else {},
         read_model=partial(_read_model, opened),
     )
 
