@@ -1,5 +1,7 @@
 """Merge-aware training: what is trained is, bit for bit, the model that one 4-bit or 8-bit file will hold."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
@@ -114,19 +116,22 @@ def _trained(model, steps):
         optimizer.zero_grad()
 
 
-def test_one_4_bit_file_is_better_when_it_was_trained_for(plain, tmp_path):
+def test_the_loss_that_training_saw_is_the_loss_of_the_file(plain, tmp_path):
     losses = {}
-    for way in ("qlora", "merge-aware"):
+    for way in (True, False):
         model = _adapted(plain, "nf4", init_lora_weights=True)
-        if way == "qlora":
-            _trained(model, 30)
-        else:
-            with MergeAware(model):
-                _trained(model, 30)
-        shipped = _stored_again(model, plain, tmp_path / way, "nf4")
+        with MergeAware(model) if way else nullcontext():
+            before = float(model(IDS, labels=IDS).loss.detach())
+            _trained(model, 40)
+            with torch.no_grad():
+                own = float(model(IDS, labels=IDS).loss)
         with torch.no_grad():
-            losses[way] = float(shipped(IDS, labels=IDS).loss)
-    assert losses["merge-aware"] < 0.9 * losses["qlora"]
+            shipped = float(_stored_again(model, plain, tmp_path / str(way), "nf4")(IDS, labels=IDS).loss)
+        losses[way] = (before, own, shipped)
+    before, own, shipped = losses[True]
+    assert shipped == own < before - 0.5
+    before, own, shipped = losses[False]
+    assert shipped > own + 0.005  # beside its base it was better than merged
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,7 @@ def test_one_4_bit_file_is_better_when_it_was_trained_for(plain, tmp_path):
         ({"lora_bias": True}, "lora_bias changes the bias"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
 def test_what_is_no_sum_with_the_weight_is_refused(plain, options, reason):
     with pytest.raises(AdapterError, match=reason):
         MergeAware(_adapted(plain, "nf4", **options))

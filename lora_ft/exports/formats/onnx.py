@@ -141,7 +141,8 @@ def _export(graph: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
             warnings.simplefilter("ignore")  # of the exporter, about its own internals
             program = torch.onnx.export(
                 graph, tuple(batch.values()), dynamo=True, opset_version=OPSET, verbose=False,
-                dynamic_shapes={"values": tuple(axes[name] for name in batch)}, input_names=list(batch), output_names=[OUTPUT],
+                dynamic_shapes={"values": tuple(axes[name] for name in batch)}, input_names=list(batch),
+                output_names=[OUTPUT],
             )  # fmt: skip
             assert program is not None
             program.save(str(path))

@@ -1,0 +1,166 @@
+"""llama.cpp itself reads what is exported for it, and answers as the adapter on its base (`make interop`)."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from lora_ft.exports._gguf.write import write_gguf
+from lora_ft.models.resolve import resolve
+from lora_ft.registry import EXPORTS
+from lora_ft_adapters import add_adapter, build_config, load_adapter, merge, save_adapter
+from lora_ft_adapters.weights import StateWeights
+from tests.tiny_artifacts import artifact_of
+from tests.unit.test_export_gguf import MODELS, TARGETS, config_of
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="make interop builds llama-cpp-python")
+pytestmark = pytest.mark.interop
+
+IDS = [[5, 6, 7, 8, 100, 50, 60, 33], [40, 41, 90], [200, 10, 11, 12, 13, 14]]
+QUESTIONS = ["What is the capital of France?", "Name three colours.", "Write a line about the sea.", "Add 2 and 3."]
+
+
+def load(path, lora=None):
+    """A model of llama.cpp with float32 attention memory, so that only the file's numbers differ."""
+    return llama_cpp.Llama(
+        str(path), lora_path=str(lora) if lora else None, n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True,
+        verbose=False, type_k=0, type_v=0, n_gpu_layers=0,
+    )  # fmt: skip
+
+
+def scores(model, ids):
+    model.reset()
+    model.eval(ids)
+    return np.array(model.scores[: len(ids)])
+
+
+def greedy(model, ids, count):
+    model.reset()
+    found = []
+    for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
+        found.append(token)
+        if len(found) == count:
+            break
+    return found
+
+
+def greedy_here(model, ids, count):
+    with torch.no_grad():
+        out = model.generate(
+            torch.tensor([ids]), max_new_tokens=count, min_new_tokens=count, do_sample=False, repetition_penalty=1.0,
+            pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+    return out[0, len(ids) :].tolist()
+
+
+def plain(artifact):
+    """The base alone as an artifact."""
+    base = artifact.load_base()
+    tied = base.config.tie_word_embeddings
+    state = {n: t for n, t in base.state_dict().items() if not (tied and n == "lm_head.weight")}
+    return dataclasses.replace(artifact, merged=lambda: StateWeights(state))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_merged_files_give_the_same_logits(name, tokenizer, tmp_path):
+    options = {"r": 4, "lora_alpha": 16, "init_lora_weights": False, **TARGETS.get(name, {})}
+    artifact, model = artifact_of(config_of(name, len(tokenizer)), tmp_path / "a", tokenizer, options=options)
+    write_gguf(artifact, tmp_path / "model.gguf")
+    served = load(tmp_path / "model.gguf")
+    for ids in IDS:
+        with torch.no_grad():
+            wanted = model(torch.tensor([ids])).logits[0].numpy()
+        got = scores(served, ids)
+        print(name, "merged", np.abs(got - wanted).max() / np.abs(wanted).max())
+        assert np.abs(got - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "llama3"])
+def test_adapters_on_the_base_give_the_same_logits(name, tokenizer, tmp_path):
+    options = {"r": 4, "lora_alpha": 16, "init_lora_weights": False, "use_rslora": True, **TARGETS.get(name, {})}
+    artifact, model = artifact_of(config_of(name, len(tokenizer)), tmp_path / "a", tokenizer, options=options)
+    write_gguf(plain(artifact), tmp_path / "base.gguf")
+    EXPORTS.get("gguf-adapter").write(artifact, tmp_path)
+    served = load(tmp_path / "base.gguf", tmp_path / "adapter.gguf")
+    for ids in IDS:
+        with torch.no_grad():
+            wanted = model(torch.tensor([ids])).logits[0].numpy()
+        got = scores(served, ids)
+        print(name, "adapter", np.abs(got - wanted).max() / np.abs(wanted).max())
+        assert np.abs(got - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+def test_text_becomes_the_same_tokens(tokenizer, tmp_path):
+    artifact, _ = artifact_of(config_of("llama", len(tokenizer)), tmp_path / "a", tokenizer)
+    write_gguf(artifact, tmp_path / "model.gguf")
+    served = load(tmp_path / "model.gguf")
+    for text in ("Hello there, 1234!", "<|im_start|>user\nça va?<|im_end|>\n", "  tabs\tand  spaces\n\n"):
+        wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert served.tokenize(text.encode(), add_bos=False, special=True) == wanted
+
+
+@pytest.fixture(scope="module")
+def smollm(tmp_path_factory):
+    """(artifact, model, prompts) of the real SmolLM2 with an adapter that changes its answers."""
+    folder = tmp_path_factory.mktemp("smollm")
+    source = str(resolve("builtin:smollm2-135m-instruct", print))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+
+    def base():
+        return transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+
+    torch.manual_seed(5)
+    plain_model = base()
+    config = build_config("lora", {"r": 8, "lora_alpha": 16}, "CAUSAL_LM", plain_model)
+    model = add_adapter(plain_model, config).eval()
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if "lora_B" in n:
+                p.copy_(torch.randn_like(p) * 0.02)
+    save_adapter(model, folder / "a", base="smollm")
+    tokenizer.save_pretrained(str(folder / "a"))
+    artifact, _ = artifact_of(config_of("llama", 300), folder / "tiny", tokenizer)
+
+    def merged():
+        state = merge(load_adapter(base(), folder / "a")).state_dict()
+        return StateWeights({n: t for n, t in state.items() if n != "lm_head.weight"})
+
+    subject = dataclasses.replace(artifact.subject, adapter=config, model=base())
+    artifact = dataclasses.replace(
+        artifact, subject=subject, folder=folder / "a", merged=merged, load_base=base, generation={"eos_token_id": [2]},
+        load_adapted=lambda: load_adapter(base(), folder / "a"),
+    )  # fmt: skip
+    prompts = [
+        tokenizer(
+            tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True),
+            add_special_tokens=False,
+        )["input_ids"]
+        for q in QUESTIONS
+    ]
+    return artifact, model, prompts
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["merged float32", "merged float16", "adapter"])
+def test_smollm_writes_the_same_text(form, smollm, tmp_path):
+    artifact, model, prompts = smollm
+    artifact = dataclasses.replace(artifact, dtype="float16" if form == "merged float16" else "float32")
+    if form == "adapter":
+        write_gguf(plain(artifact), tmp_path / "model.gguf")
+        EXPORTS.get("gguf-adapter").write(artifact, tmp_path)
+    else:
+        write_gguf(artifact, tmp_path / "model.gguf")
+    served = load(tmp_path / "model.gguf", tmp_path / "adapter.gguf" if form == "adapter" else None)
+    alone = artifact.load_base()
+    same = changed = total = 0
+    for ids in prompts:
+        wanted, got = greedy_here(model, ids, 64), greedy(served, ids, 64)
+        same += sum(a == b for a, b in zip(wanted, got, strict=True))
+        changed += greedy_here(alone, ids, 64) != wanted
+        total += 64
+    print(form, f"{same} of {total} tokens agree; the adapter changes {changed} answers")
+    assert changed
+    assert same >= 0.98 * total
