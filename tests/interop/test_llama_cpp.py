@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lora_ft.exports._gguf.write import write_gguf
 from lora_ft.models.resolve import resolve
 from lora_ft.registry import EXPORTS
 from lora_ft_adapters import add_adapter, build_config, load_adapter, merge, save_adapter
 from lora_ft_adapters.weights import StateWeights
+from tests.tiny import CHATML, SPECIAL
 from tests.tiny_artifacts import artifact_of
 from tests.unit.test_export_gguf import MODELS, TARGETS, config_of
 
@@ -22,12 +24,35 @@ IDS = [[5, 6, 7, 8, 100, 50, 60, 33], [40, 41, 90], [200, 10, 11, 12, 13, 14]]
 QUESTIONS = ["What is the capital of France?", "Name three colours.", "Write a line about the sea.", "Add 2 and 3."]
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    """With merges, without which llama.cpp reads no byte-level tokenizer."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), special_tokens=SPECIAL,
+        show_progress=False,
+    )  # fmt: skip
+    core.train_from_iterator([" ".join(QUESTIONS)] * 4, trainer)
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    made.chat_template = CHATML
+    return made
+
+
 def load(path, lora=None):
     """A model of llama.cpp with float32 attention memory, so that only the file's numbers differ."""
     return llama_cpp.Llama(
         str(path), lora_path=str(lora) if lora else None, n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True,
         verbose=False, type_k=0, type_v=0, n_gpu_layers=0,
     )  # fmt: skip
+
+
+def limit(name):
+    """Largest difference, relative to the largest logit; llama.cpp reads GELU from a table of float16 numbers."""
+    return 2e-3 if name.startswith(("gemma", "gpt2")) else 2e-5
 
 
 def scores(model, ids):
@@ -74,7 +99,7 @@ def test_merged_files_give_the_same_logits(name, tokenizer, tmp_path):
             wanted = model(torch.tensor([ids])).logits[0].numpy()
         got = scores(served, ids)
         print(name, "merged", np.abs(got - wanted).max() / np.abs(wanted).max())
-        assert np.abs(got - wanted).max() < 2e-3 * np.abs(wanted).max()
+        assert np.abs(got - wanted).max() < limit(name) * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "llama3"])
@@ -89,7 +114,7 @@ def test_adapters_on_the_base_give_the_same_logits(name, tokenizer, tmp_path):
             wanted = model(torch.tensor([ids])).logits[0].numpy()
         got = scores(served, ids)
         print(name, "adapter", np.abs(got - wanted).max() / np.abs(wanted).max())
-        assert np.abs(got - wanted).max() < 2e-3 * np.abs(wanted).max()
+        assert np.abs(got - wanted).max() < limit(name) * np.abs(wanted).max()
 
 
 def test_text_becomes_the_same_tokens(tokenizer, tmp_path):
@@ -103,7 +128,7 @@ def test_text_becomes_the_same_tokens(tokenizer, tmp_path):
 
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory):
-    """(artifact, model, prompts) of the real SmolLM2 with an adapter that changes its answers."""
+    """(artifact, prompts, answers) of the real SmolLM2 with an adapter that changes its answers."""
     folder = tmp_path_factory.mktemp("smollm")
     source = str(resolve("builtin:smollm2-135m-instruct", print))
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
@@ -121,7 +146,7 @@ def smollm(tmp_path_factory):
                 p.copy_(torch.randn_like(p) * 0.02)
     save_adapter(model, folder / "a", base="smollm")
     tokenizer.save_pretrained(str(folder / "a"))
-    artifact, _ = artifact_of(config_of("llama", 300), folder / "tiny", tokenizer)
+    artifact, _ = artifact_of(config_of("llama", len(tokenizer)), folder / "tiny", tokenizer)
 
     def merged():
         state = merge(load_adapter(base(), folder / "a")).state_dict()
@@ -139,14 +164,17 @@ def smollm(tmp_path_factory):
         )["input_ids"]
         for q in QUESTIONS
     ]
-    return artifact, model, prompts
+    wanted = [greedy_here(model, ids, 64) for ids in prompts]
+    alone = base()
+    assert [greedy_here(alone, ids, 64) for ids in prompts[:1]] != wanted[:1]
+    return artifact, prompts, wanted
 
 
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["merged float32", "merged float16", "adapter"])
 def test_smollm_writes_the_same_text(form, smollm, tmp_path):
-    artifact, model, prompts = smollm
+    artifact, prompts, answers = smollm
     artifact = dataclasses.replace(artifact, dtype="float16" if form == "merged float16" else "float32")
     if form == "adapter":
         write_gguf(plain(artifact), tmp_path / "model.gguf")
@@ -154,13 +182,13 @@ def test_smollm_writes_the_same_text(form, smollm, tmp_path):
     else:
         write_gguf(artifact, tmp_path / "model.gguf")
     served = load(tmp_path / "model.gguf", tmp_path / "adapter.gguf" if form == "adapter" else None)
-    alone = artifact.load_base()
-    same = changed = total = 0
-    for ids in prompts:
-        wanted, got = greedy_here(model, ids, 64), greedy(served, ids, 64)
-        same += sum(a == b for a, b in zip(wanted, got, strict=True))
-        changed += greedy_here(alone, ids, 64) != wanted
+    free = forced = total = 0
+    for ids, wanted in zip(prompts, answers, strict=True):
+        free += sum(a == b for a, b in zip(wanted, greedy(served, ids, 64), strict=True))
+        choices = scores(served, [*ids, *wanted])[len(ids) - 1 : -1].argmax(-1)
+        forced += int((choices == np.array(wanted)).sum())
         total += 64
-    print(form, f"{same} of {total} tokens agree; the adapter changes {changed} answers")
-    assert changed
-    assert same >= 0.98 * total
+    print(f"{form}: {free} of {total} tokens agree, {forced} after the same text")
+    assert forced >= 0.98 * total
+    if form != "merged float16":  # after one near tie that is rounded the other way, a free text is another text
+        assert free >= 0.98 * total

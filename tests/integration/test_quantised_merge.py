@@ -1,0 +1,60 @@
+"""A 4-bit file of a merge-aware run answers as the run did; of a plain run the choice of base is judged and told."""
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import lora_ft
+from lora_ft.errors import ArtifactError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_FT_CACHE", str(tmp_path / "cache"))
+
+
+def trained(recipe, tmp_path, quant, **train):
+    recipe = {**recipe, "quant": quant}
+    recipe["train"] = recipe["train"] | {"steps": 12, "learning_rate": 1e-2, **train}
+    return lora_ft.train(recipe, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_the_file_of_a_merge_aware_run_is_what_was_trained(kind, recipe, tmp_path):
+    run = trained(recipe, tmp_path, {"type": kind, "merge_aware": True})
+    assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"] - 0.2
+    assert lora_ft.evaluate_run(run)[0]["after"]["loss"] == pytest.approx(run.metrics["after"]["loss"], rel=1e-3)
+    figures = lora_ft.export(run, tmp_path / "small", format_name="quantised")
+    assert figures["update_kept"] > 0.95
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small", device_map={"": "cpu"})
+    kinds = {type(p).__name__ for p in model.parameters()}
+    assert kinds & {"Params4bit", "Int8Params"}
+
+
+def test_a_base_that_was_not_quantised_has_no_such_file(recipe, tmp_path):
+    run = trained(recipe, tmp_path, "none", steps=2)
+    with pytest.raises(UsageError, match="quantises"):
+        lora_ft.export(run, tmp_path / "small", format_name="quantised")
+    with pytest.raises(UsageError, match="was not quantised"):
+        lora_ft.merge(run, tmp_path / "m", into="dequantised")
+
+
+def test_both_bases_are_judged_and_the_better_one_is_merged_into(recipe, tmp_path):
+    run = trained(recipe, tmp_path, "nf4")
+    figures = lora_ft.merge(run, tmp_path / "auto", dtype="float32")
+    losses = {k: figures[f"loss_{k}"] for k in ("original", "dequantised")}
+    assert figures["into"] == min(losses, key=losses.get)
+    assert losses["original"] != losses["dequantised"]
+    for name, loss in losses.items():
+        alone = lora_ft.merge(run, tmp_path / name, dtype="float32", into=name)
+        assert alone["max_difference"] < 1e-4
+        assert loss == pytest.approx(run.metrics["after"]["loss"], rel=0.2)
+    # On the dequantised weights the merged model is what was trained.
+    assert losses["dequantised"] == pytest.approx(run.metrics["after"]["loss"], rel=0.02)
+
+
+def test_an_update_that_rounding_takes_away_is_an_error(recipe, tmp_path):
+    run = trained(recipe, tmp_path, "none", steps=1, learning_rate=1e-5)
+    with pytest.raises(ArtifactError, match=r"left in bfloat16|survives in bfloat16"):
+        lora_ft.merge(run, tmp_path / "m", dtype="bfloat16")
+    assert not (tmp_path / "m").exists()
+    assert lora_ft.merge(run, tmp_path / "m", dtype="float32")["weights_kept"] > 0.9
