@@ -5,13 +5,21 @@ BIN := $(VENV)/bin
 # A run that is in the way is never overwritten, so each demo gets a folder of its own.
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint install install-dev bench clean
+.PHONY: demo test test-slow interop lint install install-dev bench clean
 
 demo: install
 	$(BIN)/lora-ft train --preset demo --out $(DEMO_OUT)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-slow: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+
+# llama.cpp itself reads what is exported for it; its Python package is built from source, about 6 minutes on 2 cores.
+interop: install-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt llama-cpp-python
+	$(BIN)/python -m pytest -q -m interop tests/interop
 
 lint: install-dev
 	$(BIN)/ruff check .

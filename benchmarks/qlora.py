@@ -1,6 +1,6 @@
 """QLoRA on the CPU: what 4 bits cost in loss, and save in memory, while loading and after.
 
-    python benchmarks/qlora.py [--parts memory loading training merge] [--steps 60]
+    python benchmarks/qlora.py [--parts memory loading training merge] [--steps 60] [--runs FOLDER]
 
 memory: bytes of SmolLM2's weights in float32 and in NF4 with double quantisation, and the resident memory of a process
 that holds them. loading: a Llama of 400M parameters in bfloat16 files, quantised while it is loaded, in a process of
@@ -32,12 +32,13 @@ import torch
 
 import lora_ft
 from benchmarks._side_by_side import RESULTS, facts, write
-from lora_ft.models.builtin import find_builtin
 from lora_ft.models.opening import BaseSpec
+from lora_ft.models.resolve import resolve
 from lora_ft.pipeline.ready import open_base
 from lora_ft.pipeline.rows import held_out_rows
 from lora_ft.recipe import Recipe
 from lora_ft.report import make_listener
+from lora_ft.runs import STATUS_DONE
 from lora_ft_adapters.fast.merge_aware import MergeAware
 
 MODEL = "builtin:smollm2-135m-instruct"
@@ -118,7 +119,7 @@ def apart(source: str, quant: Facts, dtype: str, cache: Path) -> Facts:
 
 def memory() -> Facts:
     """SmolLM2 in float32 and in NF4: weights and resident memory."""
-    source = str(find_builtin(MODEL))
+    source = resolve(MODEL, print)
     with tempfile.TemporaryDirectory() as name:
         full = apart(source, {"type": "none"}, "float32", Path(name))
         found = {"float32": full}
@@ -152,6 +153,8 @@ def loading() -> Facts:
 
 
 def _train(folder: Path, quant: Facts, steps: int) -> Path:
+    if folder.exists() and lora_ft.Run(folder).facts.get("status") == STATUS_DONE:
+        return folder
     recipe = {
         "quant": quant, "eval": {"generate": 0}, "train": {"dtype": "float32", "epochs": None, "steps": steps},
     }  # fmt: skip
@@ -177,18 +180,14 @@ def training(folder: Path, steps: int) -> Facts:
     """The demo on both bases."""
     losses: Facts = {}
     for name, quant in (("float32", {"type": "none"}), ("nf4", QUANT)):
-        started = time.perf_counter()
         run = lora_ft.Run(_train(folder / name, quant, steps))
         losses[name] = {side: run.metrics[side]["loss"] for side in ("before", "after")}
-        losses[name]["seconds"] = round(time.perf_counter() - started, 1)
     return {"steps": steps, **losses, "nf4 / float32": losses["nf4"]["after"] / losses["float32"]["after"]}
 
 
 def merging(folder: Path, steps: int) -> Facts:
     """What one NF4 file is worth, by how its adapter was trained."""
-    plain = folder / "nf4"
-    if not plain.exists():
-        _train(plain, QUANT, steps)
+    plain = _train(folder / "nf4", QUANT, steps)
     aware = _train(folder / "aware", {**QUANT, "merge_aware": True}, steps)
     return {
         "steps": steps,
@@ -204,6 +203,7 @@ def main() -> None:
     parts = ["memory", "loading", "training", "merge"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--runs", type=Path, help="where runs are kept; those that are finished are not made again")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -212,9 +212,10 @@ def main() -> None:
     path = RESULTS / "qlora.json"
     result = json.loads(path.read_text()) if path.exists() else {}
     with tempfile.TemporaryDirectory() as name:
+        folder = args.runs or Path(name)
         work = {
             "memory": memory, "loading": loading,
-            "training": lambda: training(Path(name), args.steps), "merge": lambda: merging(Path(name), args.steps),
+            "training": lambda: training(folder, args.steps), "merge": lambda: merging(folder, args.steps),
         }  # fmt: skip
         for part in args.parts:
             result[part] = work[part]()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .pipeline.algebra import combine, compress, convert, extract
     from .pipeline.artifacts import export, merge, unmerge
+    from .pipeline.inspecting import inspect
     from .pipeline.loading import Loaded, load
     from .pipeline.rows import Given
     from .pipeline.sweep import sweep
@@ -28,14 +29,14 @@ IN_MEMORY = "in-memory"  # what a recipe says of a model or of data that the cal
 
 __all__ = [
     "Given", "Loaded", "Run", "__version__", "combine", "compress", "convert", "evaluate_run", "export", "extract",
-    "load", "merge", "predict", "sweep", "train", "unmerge",
+    "inspect", "load", "merge", "predict", "sweep", "train", "unmerge",
 ]  # fmt: skip
 
 _HOMES = {
     "Given": "pipeline", "Loaded": "pipeline", "Run": "runs", "combine": "pipeline", "compress": "pipeline",
     "convert": "pipeline", "extract": "pipeline", "evaluate_run": "pipeline", "export": "pipeline",
     "load": "pipeline", "merge": "pipeline", "predict": "pipeline", "sweep": "pipeline",
-    "unmerge": "pipeline",
+    "inspect": "pipeline", "unmerge": "pipeline",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import typer
 from lora_ft import __version__
 from lora_ft.errors import LoraFtError
 
-from . import algebra, chat, init, listing, sweep, train, use
+from . import algebra, chat, init, inspect, listing, sweep, train, use
 
 app = typer.Typer(
     name="lora-ft",
@@ -32,6 +32,7 @@ app.command("chat")(chat.chat)
 app.command("merge")(use.merge)
 app.command("unmerge")(use.unmerge)
 app.command("export")(use.export)
+app.command("inspect")(inspect.inspect)
 app.command("combine")(algebra.combine)
 app.command("compress")(algebra.compress)
 app.command("convert")(algebra.convert)

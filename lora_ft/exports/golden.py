@@ -20,7 +20,8 @@ from .probe_file import FACTS_FILE, GOLDEN_FILE
 ROWS, COLUMNS = 16, 256  # of an output that are kept; all of them where there are at most 16 and 512
 SEALED = ("adapter_model.safetensors", "adapter_config.json")
 # Largest difference relative to the largest number, and share of the adapter's effect; both must be passed to fail.
-SAME = {"float32": (1e-3, 0.02), "bfloat16": (5e-2, 0.2), "float16": (2e-2, 0.2)}
+SAME = {"float32": (1e-4, 5e-4), "bfloat16": (5e-2, 0.2), "float16": (2e-2, 0.2)}
+NOISE = 2.5  # measured: 1.1 between float32 and bfloat16; a halved scaling is at 3 or more
 OTHER = (5e-2, 0.5)  # in another dtype, or on a base that is quantised otherwise
 
 
@@ -110,6 +111,7 @@ def check_golden(folder: Path, probes: Sequence[Probe], *, same: bool) -> dict[s
     for i, probe in enumerate(probes):
         rows, columns = golden[f"{i}.rows"], golden.get(f"{i}.columns")
         effect = float((golden[f"{i}.adapted"] - golden[f"{i}.base"]).norm())
+        limits = tolerance, share
         for side, output in (("base", probe.base), ("adapted", probe.adapted)):
             wanted = golden[f"{i}.{side}"]
             got, total = _reduced(output, rows, columns)
@@ -119,10 +121,12 @@ def check_golden(folder: Path, probes: Sequence[Probe], *, same: bool) -> dict[s
                 )
             scale = max(1.0, float(wanted.abs().max()))
             difference, off = float((got - wanted).abs().max()) / scale, float((got - wanted).norm())
-            lost = off / effect if effect else 0.0
+            lost = off / effect if effect else (0.0 if off == 0 else float("inf"))
             fresh = side == "base" and not bool(output.any())  # a head that only the adapter has answers nothing here
-            if not fresh and not (difference <= tolerance or lost <= share):
+            if not fresh and not (difference <= limits[0] or lost <= limits[1]):
                 raise _differs(side, difference, lost, folder)
+            if side == "base" and not same and not fresh:  # the base's own rounding says what the adapter's may be
+                limits = max(1e-3, NOISE * difference), max(0.02, NOISE * lost)
             if side == "adapted":
                 found["difference"].append(difference)
                 found["kl"].append(_kl(wanted, golden[f"{i}.adapted_sum"], got, total))

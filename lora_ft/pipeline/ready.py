@@ -128,7 +128,6 @@ def make_ready(recipe: Recipe, prepared: Prepared, dtype: torch.dtype, device: t
     torch.manual_seed(recipe.seed)  # before the adapter exists, so that its start is the seed's
     try:
         model = add_adapter(base, config, data=_calibration(recipe, prepared, device))
-        through_quantiser(recipe, model)
         lost = unsaved(model)
         as_merged(recipe, model)
     except AdapterError as error:
@@ -226,16 +225,6 @@ def quantizer_of(recipe: Recipe) -> Quantizer:
 
 def as_merged(recipe: Recipe, model: Any) -> None:
     """Let an adapter compute as the merge into its quantised base will, where the recipe says so."""
-    if getattr(quantizer_of(recipe).options, "merge_aware", False):
-        MergeAware(model).install()
-
-
-def through_quantiser(recipe: Recipe, model: Any) -> None:
-    """Where the recipe says merge_aware, adapted layers compute with the merged weight as it will be stored.
-
-    Raises:
-        AdapterError: the method does not add to the weight.
-    """
     if getattr(quantizer_of(recipe).options, "merge_aware", False):
         MergeAware(model).install()
 

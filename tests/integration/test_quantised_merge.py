@@ -6,6 +6,8 @@ from transformers import AutoModelForCausalLM
 import lora_ft
 from lora_ft.errors import ArtifactError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):

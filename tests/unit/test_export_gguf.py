@@ -17,6 +17,8 @@ from lora_ft.exports._gguf.vocabulary import split_name
 from lora_ft.registry import EXPORTS
 from tests.tiny_artifacts import artifact_of
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128,

@@ -13,6 +13,8 @@ from lora_ft.registry import EXPORTS
 from tests.tiny import CHATML, GEMMA, LLAMA3, REASONING, tiny_tokenizer
 from tests.tiny_artifacts import artifact_of
 
+pytestmark = pytest.mark.slow
+
 DEFAULT = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}" + CHATML
 )  # fmt: skip
