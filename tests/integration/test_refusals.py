@@ -30,7 +30,7 @@ def test_an_adapter_that_is_nan_or_does_nothing_is_not_exported(run, tmp_path):
             lora_ft.merge(copy, tmp_path / "merged")
         for name in ("probes.json", "golden.safetensors"):  # as of a run of before there were any
             (copy / "adapter" / name).unlink()
-        with pytest.raises(ArtifactError, match="NaN|changes nothing"):
+        with pytest.raises(ArtifactError, match=r"NaN|changes nothing"):
             lora_ft.merge(copy, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
 
