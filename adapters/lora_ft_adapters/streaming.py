@@ -244,7 +244,7 @@ class MergedWeights(Weights):
         self._fold(layer)
         base = layer.get_base_layer()
         found: dict[str, Tensor] = {name: base.get_parameter(path).detach() for path, name in names.items()}
-        lost = [n for n, t in found.items() if not bool(t.isfinite().all())]
+        lost = [n for n, t in found.items() if not _finite(t)]
         if lost:
             raise AdapterError(f"{lost[0]} would hold NaN or infinite numbers")
         if self.rounded is not None:
@@ -258,7 +258,7 @@ class MergedWeights(Weights):
                 layer.merged_adapters.append(self.adapter)
                 layer.unmerge()
                 return
-            layer.merge(safe_merge=True, adapter_names=[self.adapter])
+            layer.merge(safe_merge=False, adapter_names=[self.adapter])  # what comes out is checked below
         except (NotImplementedError, AttributeError, KeyError, IndexError) as error:
             what = "taken out" if self.back else "merged"
             why = str(error) or "PEFT has no way to do it"
@@ -269,6 +269,11 @@ class MergedWeights(Weights):
             raise UnmergeableError(f"the adapter cannot be merged ({kind}): {error}") from error
         if self.adapter not in layer.merged_adapters:
             raise UnmergeableError(f"the adapter cannot be merged ({kind}): PEFT's merge does nothing")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """NaN and infinity stay in a sum, which is many times faster than a look at every number."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def kept(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[float, float]:

@@ -1,0 +1,148 @@
+"""Write docs/artifacts.md: the export formats from the registry, and what the benchmarks measured of them.
+
+python -m scripts.artifacts_page
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_ft.registry import EXPORTS, QUANTIZERS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "artifacts.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [
+        "# Artifacts",
+        "Written by `python -m scripts.artifacts_page` from the registry and `benchmarks/results/`.",
+        *_formats(),
+        *_quantisers(),
+        *_parity(),
+        *_qlora(),
+        *_io(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _formats() -> list[str]:
+    rows = [
+        [f"`{n}`", f.description, ", ".join(f.dtypes) or "-", ", ".join(f.targets)]
+        for n, f in EXPORTS.discover().items()
+    ]
+    return ["## Formats", _table(["--format", "what it is", "--dtype", "--target"], rows)]
+
+
+def _quantisers() -> list[str]:
+    rows = []
+    for name, quantizer in QUANTIZERS.discover().items():
+        fields = type(quantizer.options).model_fields
+        rows.append(
+            [f"`{name}`", quantizer.description, ", ".join(f"{k}: {f.default}" for k, f in fields.items()) or "-"]
+        )
+    return ["## Quantised bases", _table(["quant", "what it is", "options and defaults"], rows)]
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _cell(figures: dict[str, Any]) -> str:
+    if "refused" in figures:
+        return "refused"
+    greedy = f", {figures['greedy']:.0%}" if "greedy" in figures else ""
+    return f"{figures['max_difference']:.0e}, {figures['top1_agreement']:.1%}{greedy}"
+
+
+def _parity() -> list[str]:
+    found = _read("artifacts")
+    if not found:
+        return []
+    parts = [
+        "## Parity",
+        "Each cell: largest difference of a logit from the adapter on its base, share of positions with the same first "
+        "choice, and, where a reader in Python can write text, the share of 4 x 64 greedy tokens before the first "
+        "difference. `python benchmarks/artifacts.py`; a small Llama with random weights, trained for 40 steps, whose "
+        "choices are closer than those of a trained model, so one that flips says little.",
+    ]
+    cells: dict[str, dict[str, Any]] = {**found.get("runs", {}), **found.get("small", {})}
+    columns = list(dict.fromkeys(c for v in cells.values() if "refused" not in v for c in v))
+    rows = []
+    for name, values in cells.items():
+        if "refused" in values:
+            rows.append([name, f"not trained: {values['refused']}", *[""] * (len(columns) - 1)])
+        else:
+            rows.append([name, *[_cell(values[c]) if c in values else "-" for c in columns]])
+    refused: dict[str, set[str]] = {}
+    for values in cells.values():
+        for column, figures in values.items():
+            if isinstance(figures, dict) and "refused" in figures:
+                refused.setdefault(column.split()[0], set()).add(figures["refused"])
+    parts.append(_table(["method and base", *columns], rows))
+    parts.append("Refused, and why:")
+    parts.append("\n".join(f"- `{f}`: {'; '.join(sorted(why))}" for f, why in sorted(refused.items())))
+    return parts
+
+
+def _qlora() -> list[str]:
+    found = _read("qlora")
+    if not found:
+        return []
+    rows = [
+        [name, f"{v['weights'] / 1e6:.0f} MB", f"{v.get("share of float32's weights", 1):.3f}"]
+        for name, v in found.get("memory", {}).items()
+    ]
+    parts = [
+        "## QLoRA on a CPU",
+        "`python benchmarks/qlora.py`, SmolLM2-135M.",
+        _table(["base", "weights", "share"], rows),
+    ]
+    load = found.get("loading", {})
+    if load:
+        first, second = load["first start"], load["second start"]
+        parts.append(
+            f"Loading {load['parameters'] / 1e6:.0f}M parameters in NF4: peak {first['peak'] / 1e6:.0f} MB, where the "
+            f"quantised model and its largest tensor are {load['quantised model + largest tensor'] / 1e6:.0f} MB; "
+            f"{first['seconds']:.1f} s at first, {second['seconds']:.2f} s from the cache."
+        )
+    losses = found.get("losses") or found.get("training")
+    if losses:
+        parts.append("```json\n" + json.dumps(losses, indent=1) + "\n```")
+    return parts
+
+
+def _io() -> list[str]:
+    found = _read("io")
+    if not found:
+        return []
+    rows = [
+        [a, f"{v['GB/s']:.2f}", f"{v['of plain']['median']:.2f} ({v['of plain']['min']:.2f} - {v['of plain']['max']:.2f})",
+         f"{v['seconds']:.2f}", f"{v['peak MB']:.0f}"]
+        for a, v in found.items() if isinstance(v, dict) and "GB/s" in v
+    ]  # fmt: skip
+    limit = found["limit of merge's peak, MB"]
+    return [
+        "## Disk and memory",
+        f"`python benchmarks/io.py`, {found['model']}, {found['rounds']} rounds in turn, a process each, set-up included. "
+        f"Peak is what a process has above what its imports take; the limit for `merge` is {limit:.0f} MB.",
+        _table(["arm", "GB/s", "of plain read and write (min - max)", "seconds", "peak MB"], rows),
+    ]
+
+
+def main() -> None:
+    """Write it."""
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
