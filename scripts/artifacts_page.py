@@ -97,9 +97,9 @@ def _qlora() -> list[str]:
     found = _read("qlora")
     if not found:
         return []
+    share = "share of float32's weights"
     rows = [
-        [name, f"{v['weights'] / 1e6:.0f} MB", f"{v.get("share of float32's weights", 1):.3f}"]
-        for name, v in found.get("memory", {}).items()
+        [name, f"{v['weights'] / 1e6:.0f} MB", f"{v.get(share, 1):.3f}"] for name, v in found.get("memory", {}).items()
     ]
     parts = [
         "## QLoRA on a CPU",
@@ -124,16 +124,17 @@ def _io() -> list[str]:
     found = _read("io")
     if not found:
         return []
-    rows = [
-        [a, f"{v['GB/s']:.2f}", f"{v['of plain']['median']:.2f} ({v['of plain']['min']:.2f} - {v['of plain']['max']:.2f})",
-         f"{v['seconds']:.2f}", f"{v['peak MB']:.0f}"]
-        for a, v in found.items() if isinstance(v, dict) and "GB/s" in v
-    ]  # fmt: skip
+    rows = []
+    for arm, v in found.items():
+        if isinstance(v, dict) and "GB/s" in v:
+            share = v["of plain"]
+            range_ = f"{share['median']:.2f} ({share['min']:.2f} - {share['max']:.2f})"
+            rows.append([arm, f"{v['GB/s']:.2f}", range_, f"{v['seconds']:.2f}", f"{v['peak MB']:.0f}"])
     limit = found["limit of merge's peak, MB"]
     return [
         "## Disk and memory",
-        f"`python benchmarks/io.py`, {found['model']}, {found['rounds']} rounds in turn, a process each, set-up included. "
-        f"Peak is what a process has above what its imports take; the limit for `merge` is {limit:.0f} MB.",
+        f"`python benchmarks/io.py`, {found['model']}, {found['rounds']} rounds in turn, a process each, set-up "
+        f"included. Peak is what a process has above what its imports take; the limit for `merge` is {limit:.0f} MB.",
         _table(["arm", "GB/s", "of plain read and write (min - max)", "seconds", "peak MB"], rows),
     ]
 
