@@ -92,7 +92,8 @@ def test_the_readme_names_only_verbs_options_and_keys_that_exist():
     assert verbs <= set(named)
     source = "".join(p.read_text() for p in (ROOT / "lora_ft" / "cli").glob("*.py"))
     for option in set(re.findall(r"(?<![-\w])--([a-z][a-z-]+)", text)) - {"strict"}:
-        assert f'"--{option}"' in source or re.search(rf"\b{option.replace('-', '_')}: Annotated", source), option
+        named = option.replace("-", "_")
+        assert f'--{option}"' in source or re.search(rf"\b{named}: (Annotated|\w+Option)", source), option
     for block in re.findall(r"```python\n(.*?)```", text, re.S):
         compile(block, "README.md", "exec")
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
