@@ -2,7 +2,7 @@
 
 from .probe_file import PROBES_FILE, read_probes, write_probes
 from .publish import answers, check_target, probe, publish
-from .push import check_repository, push
+from .upload import check_repository, push
 
 __all__ = [
     "PROBES_FILE", "answers", "check_repository", "check_target", "probe", "publish", "push", "read_probes",

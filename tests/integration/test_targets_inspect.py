@@ -1,0 +1,88 @@
+"""A target that cannot be reached is refused before training; `inspect` tells what is in a folder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lora_ft
+from lora_ft.errors import ArtifactError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "said"),
+    [
+        ("vllm", "houlsby", "cannot go to vllm"),
+        ("mlx", {"type": "lora", "modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ("llama.cpp", "prefix_tuning", "cannot go to llama.cpp.*gguf.*gguf-adapter"),
+        ("vlm", "lora", "did you mean 'vllm'"),
+    ],
+)
+def test_a_target_out_of_reach_is_refused_before_training(target, method, said, recipe, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        lora_ft.train({**recipe, "method": method, "target": target}, out=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_target_within_reach_trains_and_is_reached(recipe, tmp_path):
+    run = lora_ft.train({**recipe, "target": "vllm"}, out=tmp_path / "run")
+    assert lora_ft.export(run, tmp_path / "served", format_name="vllm")["max_difference"] < 1e-4
+    card = (tmp_path / "served" / "README.md").read_text()
+    assert "format: vllm" in card
+    held = {p.name for p in (tmp_path / "served").iterdir()}
+    assert not held & {"probes.safetensors", "golden.safetensors", "probes.json"}
+
+
+def test_inspect_tells_what_is_in_a_run_an_adapter_and_a_model(run, tmp_path, cli):
+    found = lora_ft.inspect(run.path, base="")
+    assert found["kind"] == "run"
+    assert found["method"] == "lora"
+    assert found["probes"] > 0
+    assert max(found["norms"].values()) > 0
+    assert found["golden_difference"] < 1e-4
+    assert found["idle"] == []
+    lora_ft.export(run, tmp_path / "adapter", format_name="peft")
+    assert lora_ft.inspect(tmp_path / "adapter")["kind"] == "adapter"
+    lora_ft.merge(run, tmp_path / "merged")
+    assert lora_ft.inspect(tmp_path / "merged")["kind"] == "model"
+    code, out, _ = cli("inspect", run.path, "--check", "--json")
+    assert code == 0
+    assert json.loads(out)["golden_top1"] == 1.0
+    assert cli("inspect", tmp_path)[0] == 2
+
+
+def test_inspect_names_an_adapter_that_does_nothing_and_one_that_is_nan(run, tmp_path, base_folder):
+    lora_ft.export(run, tmp_path / "adapter", format_name="peft")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({k: torch.zeros_like(t) if "lora_B" in k else t for k, t in tensors.items()}, file)
+    assert len(lora_ft.inspect(tmp_path / "adapter")["idle"]) == sum("lora_B" in k for k in tensors)
+    with pytest.raises(ArtifactError, match="changes nothing"):
+        lora_ft.inspect(tmp_path / "adapter", base=str(base_folder))
+    save_file({k: torch.full_like(t, float("nan")) for k, t in tensors.items()}, file)
+    with pytest.raises(ArtifactError, match="NaN"):
+        lora_ft.inspect(tmp_path / "adapter")
+
+
+def test_inspect_on_another_base_says_so(run, tmp_path, tokenizer):
+    from tests.conftest import tiny_llama
+
+    tiny_llama(len(tokenizer), seed=9).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(ArtifactError, match="answers otherwise"):
+        lora_ft.inspect(run.path, base=str(tmp_path / "other"))
+
+
+def test_unmerge_gives_the_base_and_refuses_another_model(run, tmp_path):
+    lora_ft.merge(run, tmp_path / "merged", dtype="float32")
+    assert lora_ft.unmerge(tmp_path / "merged", run, tmp_path / "back")["weights_difference"] < 1e-5
+    shutil.copytree(tmp_path / "merged", tmp_path / "wrong")
+    file = tmp_path / "wrong" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if "q_proj" in n)
+    save_file({**tensors, name: tensors[name] * 0}, file)
+    with pytest.raises(ArtifactError, match="differs from the base"):
+        lora_ft.unmerge(tmp_path / "wrong", run, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
