@@ -70,6 +70,7 @@ class Artifact:
         load_adapted: the PeftModel on its base in memory.
         inputs: of one probe, as the task's `outputs` takes them.
         read_model: a model from a folder in Transformers' layout, with little memory.
+        system: the system text that every training row had; "" for none.
     """
 
     subject: Subject
@@ -84,3 +85,4 @@ class Artifact:
     load_adapted: Callable[[], Any]
     inputs: Mapping[str, Tensor]
     read_model: Callable[[Path], Any]
+    system: str = ""

@@ -235,6 +235,7 @@ def _artifact(
         load_adapted=lambda: trained().model,
         inputs=probes[0].inputs if probes else {},
         read_model=partial(_read_model, opened),
+        system=opened.recipe.data.system_prompt or "",
     )
 
 

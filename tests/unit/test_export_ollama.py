@@ -57,6 +57,12 @@ def test_a_stop_text_cannot_break_out_of_its_line(stop):
     assert not any(line.startswith("PARAMETER seed") for line in text.splitlines())
 
 
+def test_the_system_text_of_the_training_rows_goes_along():
+    text = modelfile("model.gguf", "{{ .Prompt }}", ["<end>"], "Answer in JSON.")
+    assert 'SYSTEM "Answer in JSON."' in text.splitlines()
+    assert "SYSTEM" not in modelfile("model.gguf", "{{ .Prompt }}", ["<end>"])
+
+
 @pytest.mark.slow
 def test_the_folder_is_written_and_a_changed_modelfile_is_found(tokenizer, tmp_path, monkeypatch):
     config = LlamaConfig(

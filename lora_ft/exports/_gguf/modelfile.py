@@ -168,18 +168,19 @@ def _cut(text: str, contents: Sequence[str]) -> list[str]:
     return [*parts, text]
 
 
-def modelfile(weights: str, template: str, stops: Sequence[str]) -> str:
+def modelfile(weights: str, template: str, stops: Sequence[str], system: str = "") -> str:
     """The file's text.
 
     Args:
         weights: name of the GGUF file beside it.
         template: in Go's syntax.
         stops: texts that end an answer.
+        system: what the model was trained with; "" for none.
 
     Raises:
         UsageError: a text that the format cannot hold.
     """
-    lines = [f"FROM ./{weights}", f"TEMPLATE {_quoted(template)}"]
+    lines = [f"FROM ./{weights}", f"TEMPLATE {_quoted(template)}", *([f"SYSTEM {_quoted(system)}"] if system else [])]
     return "\n".join([*lines, *(f"PARAMETER stop {_quoted(s)}" for s in stops)]) + "\n"
 
 

@@ -44,7 +44,7 @@ def _text(artifact: Artifact) -> str:
     form = chat_form(artifact.processor)
     stops = stop_texts(artifact.processor, artifact.generation)
     note = "# A date in the template is that of this export.\n" if DATE in str(artifact.processor.chat_template) else ""
-    return note + modelfile(FILE, form.go() if form else RAW, stops)
+    return note + modelfile(FILE, form.go() if form else RAW, stops, artifact.system)
 
 
 EXPORTS.register(OllamaFormat())
