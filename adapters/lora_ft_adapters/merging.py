@@ -51,6 +51,8 @@ def check_mergeable(model: PeftModel) -> None:
     layers = {(type(m), type(m.get_base_layer())): m for m in model.modules() if isinstance(m, BaseTunerLayer)}
     for layer in layers.values():
         trial: Any = copy.deepcopy(layer).to_empty(device="cpu")
+        if not hasattr(trial, "merge"):  # torch copies a parametrised layer as its own kind; merging tells
+            continue
         with torch.no_grad(), quiet(), torch.random.fork_rng(devices=[]):
             for tensor in (*trial.parameters(), *trial.buffers()):
                 if tensor.is_floating_point():

@@ -153,7 +153,7 @@ def test_what_is_no_list_of_stages_is_refused(load, tmp_path):
     assert "the name 'domain' is used twice" in refused(load, "name: task", "name: domain").what
     error = refused(load, text="model: base\ndata: {train: t}\nbaseline: no\n")
     assert error.what == "'baseline' goes with 'stages', and there are none"
-    assert "did you mean 'stages'?" in refused(load, text="model: base\ndata: {train: t}\nstagess: []\n").what
+    assert "did you mean 'stages'" in refused(load, text="model: base\ndata: {train: t}\nstagess: []\n").what
 
 
 def test_a_setting_never_adds_a_stage(load):
