@@ -210,8 +210,6 @@ class MergedWeights(Weights):
         if isinstance(module, BaseTunerLayer) and self.adapter not in module._all_available_adapter_names():
             return
         if isinstance(module, BaseTunerLayer):
-            if any(isinstance(m, BaseTunerLayer) for m in module.modules() if m is not module):
-                raise AdapterError(f"{name} is adapted, and so are layers inside it")
             self._check_saved(name, module, saved)
         for p in module.parameters():
             if isinstance(p, Hollow):
@@ -226,6 +224,8 @@ class MergedWeights(Weights):
 
     def _check_saved(self, name: str, layer: nn.Module, saved: set[int]) -> None:
         """What an adapter computes from the base when it is loaded cannot be had from a hollow base."""
+        if any(isinstance(m, BaseTunerLayer) for m in layer.modules() if m is not layer):
+            raise AdapterError(f"{name} is adapted, and so are layers inside it")
         for own, t in (*layer.named_parameters(), *layer.named_buffers()):
             if "base_layer." not in own and t.is_floating_point() and t.numel() and t.data_ptr() not in saved:
                 raise AdapterError(f"{name}.{own} is not in the adapter's file: it comes from the base's weights")

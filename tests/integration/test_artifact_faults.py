@@ -21,6 +21,7 @@ from tests.conftest import tiny_llama
 from tests.integration.runs import adapter
 from tests.tiny import LLAMA3, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
 TENSORS = "adapter_model.safetensors"
 
 
