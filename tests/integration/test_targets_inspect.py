@@ -43,6 +43,7 @@ def test_inspect_tells_what_is_in_a_run_an_adapter_and_a_model(run, tmp_path, cl
     assert max(found["norms"].values()) > 0
     assert found["golden_difference"] < 1e-4
     assert found["idle"] == []
+    assert found["tensors"] == len(load_file(run.adapter / "adapter_model.safetensors"))
     lora_ft.export(run, tmp_path / "adapter", format_name="peft")
     assert lora_ft.inspect(tmp_path / "adapter")["kind"] == "adapter"
     lora_ft.merge(run, tmp_path / "merged")
