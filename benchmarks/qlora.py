@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 import lora_ft
+from benchmarks._made import make_llama
 from benchmarks._side_by_side import RESULTS, facts, write
 from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
@@ -43,10 +44,6 @@ from lora_ft_adapters.fast.merge_aware import MergeAware
 
 MODEL = "builtin:smollm2-135m-instruct"
 QUANT = {"type": "nf4", "bnb_4bit_use_double_quant": True}
-LLAMA = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "num_key_value_heads": 16, "vocab_size": 8192, "tie_word_embeddings": True,
-}  # fmt: skip
 MB = 2**20
 Facts = dict[str, Any]
 
@@ -132,13 +129,9 @@ def memory() -> Facts:
 
 def loading() -> Facts:
     """First and second start of a quantised Llama of 400M parameters."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     with tempfile.TemporaryDirectory() as name:
         source, cache = Path(name) / "llama", Path(name) / "cache"
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**LLAMA)).to(torch.bfloat16)
-        model.save_pretrained(source, max_shard_size="200MB")
+        model = make_llama(source)
         count, size = model.num_parameters(), weight_bytes(model)
         del model
         first = apart(str(source), QUANT, "bfloat16", cache)

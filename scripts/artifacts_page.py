@@ -124,19 +124,22 @@ def _io() -> list[str]:
     found = _read("io")
     if not found:
         return []
-    rows = []
-    for arm, v in found.items():
-        if isinstance(v, dict) and "GB/s" in v:
-            share = v["of plain"]
-            range_ = f"{share['median']:.2f} ({share['min']:.2f} - {share['max']:.2f})"
-            rows.append([arm, f"{v['GB/s']:.2f}", range_, f"{v['seconds']:.2f}", f"{v['peak MB']:.0f}"])
-    limit = found["limit of merge's peak, MB"]
-    return [
+    parts = [
         "## Disk and memory",
-        f"`python benchmarks/io.py`, {found['model']}, {found['rounds']} rounds in turn, a process each, set-up "
-        f"included. Peak is what a process has above what its imports take; the limit for `merge` is {limit:.0f} MB.",
-        _table(["arm", "GB/s", "of plain read and write (min - max)", "seconds", "peak MB"], rows),
+        f"`python benchmarks/io.py`, {found['rounds']} rounds in turn, a process each, set-up but imports included. "
+        "Peak is what a process has above what its imports take.",
     ]
+    for model, arms in found["models"].items():
+        rows = []
+        for arm, v in arms.items():
+            if isinstance(v, dict):
+                share = v["of plain"]
+                range_ = f"{share['median']:.2f} ({share['min']:.2f} - {share['max']:.2f})"
+                rows.append([arm, f"{v['GB/s']:.2f}", range_, f"{v['seconds']:.3g}", f"{v['peak MB']:.0f}"])
+        limit, size = arms["limit of merge's peak, MB"], arms["bytes of the base"] / 1e6
+        parts.append(f"`{model}`, {size:.0f} MB; the peak of `merge` may be {limit:.0f} MB:")
+        parts.append(_table(["arm", "GB/s", "of plain read and write (min - max)", "seconds", "peak MB"], rows))
+    return parts
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .merging import merge, merged
     from .modes import training_mode
     from .registry import Method, build_config, list_methods, register
+    from .swapping import AdapterSlot
     from .targets import check_targets, resolve_targets
 
 _HOMES = {
@@ -38,11 +39,13 @@ _HOMES = {
     "merging": ("merge", "merged"),
     "modes": ("training_mode",),
     "registry": ("Method", "build_config", "list_methods", "register"),
+    "swapping": ("AdapterSlot",),
     "targets": ("check_targets", "resolve_targets"),
 }  # fmt: skip
 
 __all__ = [
     "AdapterError",
+    "AdapterSlot",
     "Calibration",
     "Method",
     "UnmergeableError",

@@ -13,12 +13,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .apply import active, add_adapter, load_adapter, save_adapter, trainable, unsaved
+from .apply import active, add_adapter, load_adapter, save_adapter, state_of, trainable, unsaved
 from .behaviour import Calibration, Driver, behaviour_of, driver_of, quiet
 from .errors import AdapterError
 from .merging import merge
 from .modes import training_mode
 from .registry import build_config, find_method
+from .swapping import AdapterSlot
 
 STEPS = 3
 
@@ -64,6 +65,7 @@ class Report:
         merges: "yes", or why not.
         second: whether a second adapter of the method lives beside the first: "yes", or why not.
         stock: whether stock PEFT loads it: "yes", or what it needs.
+        swaps: whether another one of its form can take its place (`AdapterSlot`): "yes", or why not.
         parameters: how many train.
     """
 
@@ -72,6 +74,7 @@ class Report:
     merges: str = ""
     second: str = ""
     stock: str = ""
+    swaps: str = ""
     parameters: int = 0
 
 
@@ -182,6 +185,7 @@ class _Run:
         loaded = load_adapter(self.subject.make(), self.folder.name, "another")
         off = self._far(self._outputs(loaded), self.trained)
         self._fault(off > self.subject.tolerance, f"loaded under another name, outputs differ by {off:.1e}")
+        self._swap(loaded)
         # Ours are known to PEFT once this package has registered them.
         ours = find_method(self.name).plug_in
         try:
@@ -192,6 +196,22 @@ class _Run:
             return
         self._fault(off > self.subject.tolerance, f"stock PEFT's outputs differ by {off:.1e}")
         self.report.stock = "after import" if ours else "yes"
+
+    def _swap(self, loaded: PeftModel) -> None:
+        """Put in the place of another of its form, it gives the same outputs, or a place is refused with a reason."""
+        try:
+            slot = AdapterSlot(loaded, "another")
+        except AdapterError as error:
+            self.report.swaps = str(error)
+            return
+        with torch.no_grad():
+            for held in state_of(loaded, "another").values():
+                held.add_(held.is_floating_point())
+        self._fault(self._far(self._outputs(loaded), self.trained) == 0, "other numbers give the same outputs")
+        slot.put(self.folder.name)
+        off = self._far(self._outputs(loaded), self.trained)
+        self._fault(off > self.subject.tolerance, f"put in the place of another, outputs differ by {off:.1e}")
+        self.report.swaps = "yes"
 
     def merge(self) -> None:
         """Merged, it gives the same outputs, or merging refuses with a reason."""

@@ -234,8 +234,7 @@ class MergedWeights(Weights):
         if isinstance(module, ModulesToSaveWrapper):
             name = next(n for n, m in wrappers(self.model) if m is module)
             return {f"{name}.{k}": t for k, t in module.modules_to_save[self.adapter].state_dict().items()}
-        hollow = {id(p): p for p in module.parameters() if isinstance(p, Hollow)}
-        alone: Any = copy.deepcopy(module, dict(hollow))  # hollow parameters are shared with the copy
+        alone: Any = _copied(module)
         layer = alone.token_adapter if isinstance(module, TrainableTokensWrapper) else alone
         parameters: list[tuple[str, Any]] = list(layer.get_base_layer().named_parameters())
         names = {path: p.stored_name for path, p in parameters if isinstance(p, Hollow)}
@@ -272,6 +271,16 @@ class MergedWeights(Weights):
             raise UnmergeableError(f"the adapter cannot be merged ({kind}): {error}") from error
         if self.adapter not in layer.merged_adapters:
             raise UnmergeableError(f"the adapter cannot be merged ({kind}): PEFT's merge does nothing")
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """Modules and their containers anew, tensors shared: merging puts other tensors in their places."""
+    new = copy.copy(module)
+    for key, value in vars(module).items():
+        if isinstance(value, dict | list | set):
+            new.__dict__[key] = copy.copy(value)
+    new._modules = {n: None if m is None else _copied(m) for n, m in module._modules.items()}
+    return new
 
 
 def kept(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[float, float]:

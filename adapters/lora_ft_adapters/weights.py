@@ -162,6 +162,25 @@ def read_header(path: Path) -> dict[str, Place]:
     return places
 
 
+def read_file(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, read at once; they share one piece of memory.
+
+    Raises:
+        AdapterError: it is no readable safetensors file.
+    """
+    places = read_header(path)
+    start = min((p.start for p in places.values()), default=0)
+    end = max((p.start + p.size for p in places.values()), default=0)
+    held = read_place(Place(path, start, end - start, torch.uint8, (end - start,)))
+    return {n: _seen(held[p.start - start :][: p.size], p) for n, p in places.items()}
+
+
+def _seen(held: Tensor, place: Place) -> Tensor:
+    if held.storage_offset() % place.dtype.itemsize:
+        held = held.clone()
+    return held.view(place.dtype).reshape(place.shape)
+
+
 def _place(path: Path, offset: int, entry: Mapping[str, Any]) -> Place:
     dtype = DTYPES[entry["dtype"]]
     start, end = (int(n) for n in entry["data_offsets"])

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lora_ft_adapters.weights import DTYPES, Weights
+
+from .behind import write_behind
 
 SHARD_BYTES = 5 * 10**9
 NAMES = {v: k for k, v in DTYPES.items()}
@@ -78,14 +81,17 @@ def write_file(
     text += b" " * (-len(text) % ALIGNMENT)
     with path.open("wb", buffering=0) as file:
         _write(file.write, len(text).to_bytes(8, "little") + text)
-        for name in names:
-            dtype, shape = like[name]
-            tensor = get(name)
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-            flat = tensor.detach().to("cpu", dtype).contiguous().reshape(-1)
-            if flat.numel():
-                _write(file.write, flat.view(torch.uint8).numpy().data)
+        sizes = {n: torch.Size(shape).numel() * dtype.itemsize for n, (dtype, shape) in like.items()}
+        write_behind(((sizes[n], partial(_bytes, n, *like[n], get)) for n in names), partial(_write, file.write))
+
+
+def _bytes(name: str, dtype: torch.dtype, shape: tuple[int, ...], get: Callable[[str], Tensor]) -> memoryview:
+    tensor = get(name)
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    flat = tensor.detach().to("cpu", dtype).contiguous().reshape(-1)
+    held: memoryview = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+    return held
 
 
 def _write(write: Callable[[memoryview], int | None], data: bytes | memoryview) -> None:

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
+import torch
 import transformers
 from gguf import GGUFReader
 
@@ -14,6 +16,7 @@ from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports import probe, publish
 from lora_ft.exports._gguf.family import families
 from lora_ft.exports._gguf.vocabulary import split_name
+from lora_ft.exports._gguf.write import TYPES, Entry, _stored
 from lora_ft.registry import EXPORTS
 from tests.tiny_artifacts import artifact_of
 
@@ -161,3 +164,19 @@ def test_every_tensor_is_that_of_llama_cpps_own_converter(dtype, tokenizer, tmp_
     for name, tensor in one.items():
         assert tensor.tensor_type == other[name].tensor_type
         assert np.array_equal(tensor.data, other[name].data)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_cast_is_that_of_the_gguf_package_to_the_last_bit(dtype):
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.cat([
+        torch.randn(4096, generator=generator) * 10.0 ** torch.randint(-9, 9, (4096,), generator=generator),
+        torch.tensor([0.0, -0.0, 65504.0, 65519.9, -65520.0, 6e-8, 2.9e-8, 1e-40, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8]),
+        torch.zeros(21),
+    ]).reshape(16, -1)  # fmt: skip
+    kind = TYPES[dtype][0]
+    with np.errstate(over="ignore"):
+        wanted = gguf.quants.quantize(numbers.numpy(), kind)
+    found = _stored(Entry("a.weight", kind, tuple(numbers.shape), lambda: numbers))
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+    assert found.tobytes() == wanted.tobytes()

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from lora_ft.errors import ArtifactError
+from lora_ft.exports import behind
 from lora_ft.exports.shards import write_shards
 from lora_ft.models.opening import BaseSpec
 from lora_ft.models.streaming import NotStreamable, SavedWeights, hollow_base, read_streamed
@@ -181,3 +184,34 @@ def test_the_share_of_an_update_that_rounding_leaves():
     assert kept(before, before + 1e-5, torch.bfloat16)[1] == 0.0
     assert kept(before, before + 0.5, torch.bfloat16)[1] == pytest.approx(1.0)
     assert kept(before, before + 1e-5, torch.float32)[0] == pytest.approx(1e-5, rel=1e-2)
+
+
+def test_tensors_are_written_in_their_order_and_large_ones_are_alone_in_memory(monkeypatch):
+    monkeypatch.setattr(behind, "LARGE", 10)
+    log, lock = [], threading.Event()
+
+    def make(n):
+        log.append(f"made {n}")
+        lock.set()
+        return n
+
+    def write(n):
+        if n == 1:
+            assert lock.wait(10)  # until the second is made, beside it
+        log.append(f"written {n}")
+
+    behind.write_behind([(1, partial(make, 0)), (1, partial(make, 1)), (1, partial(make, 2)), (10, partial(make, 3)),
+                         (1, partial(make, 4))], write)  # fmt: skip
+    assert [e for e in log if "written" in e] == [f"written {i}" for i in range(5)]
+    assert log.index("written 2") < log.index("made 3")
+    assert log.index("written 3") < log.index("made 4")
+
+
+@pytest.mark.parametrize("side", ["make", "write"])
+def test_a_full_disk_or_a_bad_tensor_stops_writing_with_its_own_error(side):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    make, write = (fail, print) if side == "make" else (lambda: 1, fail)
+    with pytest.raises(OSError, match="No space"):
+        behind.write_behind([(1, make), (1, make)], write)

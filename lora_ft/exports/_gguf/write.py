@@ -1,5 +1,6 @@
 """A model's tensors -> one GGUF file, one tensor in memory."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 
 from lora_ft.artifact import Artifact
+from lora_ft.exports.behind import write_behind
 from lora_ft_adapters.weights import Weights
 
 from .family import Family, family_of
@@ -66,12 +68,16 @@ def write_gguf(artifact: Artifact, path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for entry in entries:
-        writer.write_tensor_data(_stored(entry.make(), entry))
+    made = ((math.prod(e.shape) * 4, partial(_stored, e)) for e in entries)
+    write_behind(made, writer.write_tensor_data)
     writer.close()
 
 
 _PLAIN = {GGMLQuantizationType.F32: np.dtype(np.float32), GGMLQuantizationType.F16: np.dtype(np.float16)}
+_CAST = {
+    GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}  # fmt: skip
 
 
 def _entries(artifact: Artifact, family: Family, config: Any, kind: GGMLQuantizationType) -> list[Entry]:
@@ -108,6 +114,10 @@ def _kind(name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GG
     return GGMLQuantizationType.F16 if shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] else wanted
 
 
-def _stored(tensor: Tensor, entry: Entry) -> Any:
-    plain: Any = tensor.detach().float().contiguous().numpy()
-    return plain.astype(_PLAIN[entry.kind], copy=False) if entry.kind in _PLAIN else quants.quantize(plain, entry.kind)
+def _stored(entry: Entry) -> Any:
+    """The tensor as the file holds it."""
+    tensor = entry.make().detach()
+    if entry.kind in _CAST:  # what gguf does with numpy, to the last bit, many times faster
+        cast = tensor.to(_CAST[entry.kind]).contiguous()
+        return cast.numpy() if entry.kind in _PLAIN else cast.view(torch.uint8).numpy()
+    return quants.quantize(tensor.float().contiguous().numpy(), entry.kind)
