@@ -286,7 +286,8 @@ class Registry(Generic[T]):
         entries = self.discover()
         if name not in entries:
             singular = self.axis.rstrip("s").replace("_", " ")
-            raise UsageError(f"unknown {singular} {name!r}; {did_you_mean(name, entries)}")
+            near = f"unknown {singular} {name!r}; {did_you_mean(name, entries)}"
+            raise UsageError(near, fix=f"lora-ft list {self.axis.replace(' ', '_')} shows all")
         return entries[name]
 
 

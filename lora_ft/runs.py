@@ -31,6 +31,28 @@ class Run:
 
     path: Path
 
+    @classmethod
+    def of(cls, given: Run | str | Path) -> Run:
+        """A run, or the run in a folder, or the one whose adapter's folder is given."""
+        if isinstance(given, Run):
+            return given
+        found = cls(Path(given))
+        above = cls(found.path.absolute().parent)
+        inside = found.path.name == above.adapter.name and (above.path / "run.json").is_file()
+        return above if inside and not (found.path / "run.json").is_file() else found
+
+    @property
+    def recipe(self) -> Path:
+        """The file of its recipe.
+
+        Raises:
+            ArtifactError: it is gone.
+        """
+        path = self.path / "recipe.resolved.yaml"
+        if not path.is_file():
+            raise ArtifactError("the run's recipe is gone", where=str(path), fix="copy the whole run again")
+        return path
+
     @property
     def adapter(self) -> Path:
         """Folder of the final adapter, in PEFT's layout with the tokenizer beside it."""
@@ -54,7 +76,9 @@ class Run:
             facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                "this is not a run directory: run.json is missing or unreadable",
+                "there is no such folder"
+                if not self.path.exists()
+                else "this is not a run directory: run.json is missing or unreadable",
                 where=str(self.path),
                 fix="give the folder that `lora-ft train` printed",
             ) from error

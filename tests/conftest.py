@@ -27,10 +27,10 @@ def tokenizer():
     return tiny_tokenizer(CHATML)
 
 
-def tiny_llama(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
+def tiny_llama(vocabulary: int, seed: int = 0, width: int = 32) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=width, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=vocabulary, max_position_embeddings=512, tie_word_embeddings=True,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()

@@ -1,5 +1,6 @@
 """Put adapters on a model, freeze the rest, switch, save and load them, and say what trains."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,9 +112,18 @@ def load_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     except (*_MISFITS, OSError, SafetensorError) as error:
         if isinstance(error, AdapterError):
             raise
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise AdapterError(f"the adapter cannot be loaded: {first}") from error
+        raise AdapterError(f"the adapter cannot be loaded: {_first(error)}") from error
     return adapted.eval()
+
+
+def _first(error: Exception) -> str:
+    """What is wrong, without the rest of a long list; torch's own heading says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    wrong = [line for line in lines if line.startswith("size mismatch for ")]
+    if not wrong:
+        return lines[0]
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return f"the base has other shapes than the one it was trained on: {' '.join(wrong[:3])}{more}"
 
 
 def read_config(folder: str | Path) -> PeftConfig:
@@ -121,7 +131,10 @@ def read_config(folder: str | Path) -> PeftConfig:
     from .registry import list_methods
 
     list_methods()
-    kind = PeftConfig._get_peft_type(str(folder))
+    try:
+        kind = PeftConfig._get_peft_type(str(folder))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{folder}: adapter_config.json is damaged, or not an adapter's: no peft_type") from error
     known = {str(getattr(k, "value", k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
         raise AdapterError(f"the adapter is of type {kind!r}, which neither PEFT nor this version knows")

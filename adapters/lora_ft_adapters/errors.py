@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 16  # names in a message
+
 
 class AdapterError(ValueError):
     """An adapter that cannot be built, applied, loaded or merged as asked.
@@ -41,5 +43,5 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     hits = nearest(name, pool)
     if hits:
         return "did you mean " + " or ".join(repr(h) for h in hits) + "?"
-    shown = ", ".join(pool[:12])
-    return f"allowed: {shown}" + (f" and {len(pool) - 12} more" if len(pool) > 12 else "")
+    shown = ", ".join(pool[:SHOWN])
+    return f"allowed: {shown}" + (f" and {len(pool) - SHOWN} more" if len(pool) > SHOWN else "")

@@ -6,6 +6,7 @@ Names are those of the bare model: a module that an adapter wraps keeps its name
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -174,3 +175,15 @@ def takes_lora(module: nn.Module) -> bool:
         return False
     assert isinstance(module, nn.modules.conv._ConvNd)
     return module.groups == 1 and module.padding_mode == "zeros" and set(module.dilation) == {1}
+
+
+def wrappers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:
+    """(name in the bare model, module) of the outermost adapted layers and replaced modules."""
+    inside, name, module = None, "", nn.Module()
+    for name, module in model.get_base_model().named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        inside = None
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            inside = f"{name}."
+            yield name, module

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from .streaming import wrappers
+from .modules import wrappers
 
 CANNOT = (NotImplementedError, AttributeError, RuntimeError, ValueError, TypeError, KeyError)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .apply import state_of
 from .behaviour import quiet
 from .errors import AdapterError, UnmergeableError
+from .modules import wrappers
 from .weights import Weights
 
 Held = list[tuple[nn.Module, str, "Hollow"]]
@@ -293,15 +294,3 @@ def kept(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[float, floa
     size = float(update.dot(update))
     share = float(written.dot(update)) / size if size > 0 else 1.0
     return (size / max(float(before.flatten().dot(before.flatten())), 1e-30)) ** 0.5, share
-
-
-def wrappers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:
-    """(name in the bare model, module) of the outermost adapted layers and replaced modules."""
-    inside, name, module = None, "", nn.Module()
-    for name, module in model.get_base_model().named_modules():
-        if inside is not None and name.startswith(inside):
-            continue
-        inside = None
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            inside = f"{name}."
-            yield name, module

@@ -40,8 +40,10 @@ def inspect(
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) if len(value) <= SHOWN else f"{len(value)}, such as {value[0]}"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

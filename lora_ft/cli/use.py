@@ -12,7 +12,12 @@ from lora_ft.runs import Run
 RunArg = Annotated[Path, typer.Argument(help="Run folder, as `lora-ft train` printed it.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 OutOption = Annotated[Path, typer.Option(help="A folder that does not exist yet.")]
-DtypeOption = Annotated[str | None, typer.Option(help="What numbers are written in; default as in the base's files.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What numbers are written in; default as in the base's files, for GGUF of float32 files float16."
+    ),
+]
 IntoOption = Annotated[
     str, typer.Option(help="Of a quantised base: merge into its original or dequantised weights, or the better (auto).")
 ]

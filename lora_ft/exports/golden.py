@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,16 @@ SEALED = ("adapter_model.safetensors", "adapter_config.json")
 # Largest difference relative to the largest number, and share of the adapter's effect; both must be passed to fail.
 SAME = {"float32": (1e-4, 5e-4), "bfloat16": (5e-2, 0.2), "float16": (2e-2, 0.2)}
 NOISE = 2.5  # measured: 1.1 between float32 and bfloat16; a halved scaling is at 3 or more
-OTHER = (5e-2, 0.5)  # in another dtype, or on a base that is quantised otherwise
+OTHER = (5e-2, 0.5)
+MOST = 0.2  # relative to the largest number; further off than this no rounding to 16 bits is
+
+
+class Form(Enum):
+    """What a model has in common with that of training."""
+
+    SAME = "dtype, quantisation and kind of device"
+    ROUNDED = "quantisation"
+    REQUANTISED = "nothing"
 
 
 def write_golden(folder: Path, probes: Sequence[Probe], facts: Mapping[str, Any]) -> None:
@@ -51,15 +62,16 @@ def write_golden(folder: Path, probes: Sequence[Probe], facts: Mapping[str, Any]
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What was written beside the answers; {} for a run of before there were any."""
-    try:
-        found: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """What was written beside the answers; {} for an adapter without any."""
+    path = folder / FACTS_FILE
+    if not path.exists() and not (folder / GOLDEN_FILE).exists():
         return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(
-            "the adapter's record of its probes is unreadable", where=str(folder / FACTS_FILE)
-        ) from error
+        raise ArtifactError("the adapter's record of its probes is missing or unreadable", where=str(path)) from error
+    if not isinstance(found, dict):
+        raise ArtifactError("the adapter's record of its probes is not a JSON object", where=str(path))
     return found
 
 
@@ -87,13 +99,13 @@ def check_template(folder: Path, processor: Any) -> None:
         )
 
 
-def check_golden(folder: Path, probes: Sequence[Probe], *, same: bool) -> dict[str, float]:
+def check_golden(folder: Path, probes: Sequence[Probe], form: Form) -> dict[str, float]:
     """Hold answers against those at the end of training.
 
     Args:
         folder: the adapter's.
         probes: the same inputs, with the answers of now.
-        same: whether dtype, quantisation and kind of device are those of training.
+        form: of the model that gave them.
 
     Returns:
         golden_difference: largest difference of the adapter's answers, relative to the largest number; golden_kl: mean
@@ -106,12 +118,11 @@ def check_golden(folder: Path, probes: Sequence[Probe], *, same: bool) -> dict[s
     if not facts or not probes:
         return {}
     golden = _read(folder)
-    tolerance, share = SAME.get(str(facts.get("dtype")), OTHER) if same else OTHER
     found: dict[str, list[float]] = {"difference": [], "kl": [], "top1": []}
     for i, probe in enumerate(probes):
         rows, columns = golden[f"{i}.rows"], golden.get(f"{i}.columns")
         effect = float((golden[f"{i}.adapted"] - golden[f"{i}.base"]).norm())
-        limits = tolerance, share
+        limits = _limits(str(facts.get("dtype")), form)
         for side, output in (("base", probe.base), ("adapted", probe.adapted)):
             wanted = golden[f"{i}.{side}"]
             got, total = _reduced(output, rows, columns)
@@ -119,14 +130,12 @@ def check_golden(folder: Path, probes: Sequence[Probe], *, same: bool) -> dict[s
                 raise ArtifactError(
                     f"outputs have shape {tuple(got.shape)}, at the end of training {tuple(wanted.shape)}"
                 )
-            scale = max(1.0, float(wanted.abs().max()))
-            difference, off = float((got - wanted).abs().max()) / scale, float((got - wanted).norm())
-            lost = off / effect if effect else (0.0 if off == 0 else float("inf"))
+            difference, lost = _distance(got, wanted, effect)
             fresh = side == "base" and not bool(output.any())  # a head that only the adapter has answers nothing here
-            if not fresh and not (difference <= limits[0] or lost <= limits[1]):
+            if not fresh and not limits.hold(difference, lost):
                 raise _differs(side, difference, lost, folder)
-            if side == "base" and not same and not fresh:  # the base's own rounding says what the adapter's may be
-                limits = max(1e-3, NOISE * difference), max(0.02, NOISE * lost)
+            if side == "base" and form is not Form.SAME and not fresh:
+                limits = limits.after(difference, lost)
             if side == "adapted":
                 found["difference"].append(difference)
                 found["kl"].append(_kl(wanted, golden[f"{i}.adapted_sum"], got, total))
@@ -136,6 +145,34 @@ def check_golden(folder: Path, probes: Sequence[Probe], *, same: bool) -> dict[s
         "golden_kl": sum(found["kl"]) / len(found["kl"]),
         "golden_top1": sum(found["top1"]) / len(found["top1"]),
     }
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Largest difference, share of the adapter's effect, and the difference that is too large whatever the effect."""
+
+    difference: float
+    lost: float
+    most: float
+
+    def hold(self, difference: float, lost: float) -> bool:
+        return difference <= self.most and (difference <= self.difference or lost <= self.lost)
+
+    def after(self, difference: float, lost: float) -> "_Limits":
+        """The base's own rounding says what the adapter's may be."""
+        return replace(self, difference=max(1e-3, NOISE * difference), lost=max(0.02, NOISE * lost))
+
+
+def _limits(dtype: str, form: Form) -> _Limits:
+    tolerance, share = SAME.get(dtype, OTHER) if form is Form.SAME else OTHER
+    return _Limits(tolerance, share, float("inf") if form is Form.REQUANTISED else MOST)
+
+
+def _distance(got: Tensor, wanted: Tensor, effect: float) -> tuple[float, float]:
+    """(relative to the largest number, relative to the adapter's effect)."""
+    scale = max(1.0, float(wanted.abs().max()))
+    off = float((got - wanted).norm())
+    return float((got - wanted).abs().max()) / scale, off / effect if effect else (0.0 if off == 0 else float("inf"))
 
 
 def _differs(side: str, difference: float, lost: float, folder: Path) -> ArtifactError:

@@ -1,5 +1,6 @@
 """Publish an artifact only after it was read back from disk and gave the same answers."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -156,9 +157,18 @@ def publish(
 
 
 def check_target(target: Path) -> None:
-    """Refuse a target that holds something."""
+    """Refuse a target that holds something, or that cannot be made."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("the output directory is in use", where=str(target), fix="--out ANOTHER_DIR")
+    above = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise UsageError(f"{above} is a file, so there is no folder in it", where=str(target), fix="--out ANOTHER_DIR")
+    if not os.access(above, os.W_OK):
+        raise _unwritable(target, f"no permission to write in {above}")
+
+
+def _unwritable(target: Path, why: str) -> ResourceError:
+    return ResourceError("the output directory cannot be written", where=str(target), why=why, fix="--out ANOTHER_DIR")
 
 
 def _stage(target: Path) -> Path:
@@ -166,6 +176,6 @@ def _stage(target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     except OSError as error:
-        raise ResourceError(f"the output directory cannot be written: {error.strerror}", where=str(target)) from error
+        raise _unwritable(target, str(error.strerror)) from error
     folder.chmod(0o755)
     return folder

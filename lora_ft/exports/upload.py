@@ -1,10 +1,13 @@
 """Upload a published artifact to the hub, when the user asks for it."""
 
+import importlib
 import re
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils._http import get_session
 
 from lora_ft.errors import ResourceError, UsageError
 
@@ -12,9 +15,21 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def check_repository(name: str) -> None:
-    """Refuse what is no name of a repository, before anything long is done."""
+    """Refuse what is no name of a repository, or a push without a login, before anything long is done."""
     if not REPOSITORY.fullmatch(name):
         raise UsageError(f"{name!r} is no repository of the hub", fix="--push USER/NAME")
+    if not get_token():
+        raise UsageError("nobody is logged in to the hub", where=name, fix="hf auth login, or set HF_TOKEN")
+
+
+_REFUSALS = (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError)
+
+
+def _no_connection() -> type[Exception]:
+    """What the hub's client raises: of httpx or httpx2, as its version says."""
+    package: Any = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+    kind: type[Exception] = package.HTTPError
+    return kind
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
@@ -32,7 +47,7 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     try:
         api.create_repo(name, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Written and verified by lora-ft")
-    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError) as error:
+    except (*_REFUSALS, _no_connection()) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ResourceError(
             f"the artifact could not be uploaded: {first[:240]}",

@@ -72,7 +72,7 @@ class Input:
     def recipe(self, data: str | None = None) -> Recipe:
         """The run's recipe, or one of defaults for a plain adapter and its rows."""
         if self.run is not None:
-            return load_recipe([self.run.path / "recipe.resolved.yaml"]).recipe
+            return load_recipe([self.run.recipe]).recipe
         if data is None:
             raise UsageError("a plain adapter has no held-out rows to judge on", fix="--data FILE")
         return load_recipe([{"model": self.base, "task": self.task_name, "data": {"train": data}}]).recipe

@@ -78,6 +78,8 @@ def export(  # noqa: PLR0913 - one argument per option of the verb
         exports.check_repository(push)
     chosen, target = EXPORTS.get(format_name), Path(target)
     _check_options(chosen, dtype, into)
+    if private and push is None:
+        raise UsageError("private is for a new repository of the hub, and nothing is pushed", fix="--push USER/NAME")
     exports.check_target(target)
     opened = open_run(run, listener or Silent(), given or Given())
     about = subject_of(opened)

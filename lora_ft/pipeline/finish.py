@@ -22,6 +22,7 @@ from lora_ft_adapters import save_adapter, state_of
 from lora_ft_adapters.norms import update_norms
 
 from .prepare import Prepared
+from .probing import PROBES
 
 
 def save_final(recipe: Recipe, run: Run, prepared: Prepared, model: Any) -> dict[str, float]:
@@ -64,6 +65,7 @@ def _write_probes(
         golden.template_hash(load_processor(str(folder), prepared.task.processor_class)) if prepared.processor else None
     )
     golden.write_golden(folder, probes, {**facts, "device": device, "template": template, "norms": norms})
+    run.update({PROBES: len(probes)})
 
 
 def close_run(

@@ -9,8 +9,8 @@ import torch
 
 from lora_ft import exports
 from lora_ft.errors import ArtifactError, UsageError
-from lora_ft.exports import golden
-from lora_ft.models.load import load_processor
+from lora_ft.exports import PROBES_FILE, golden
+from lora_ft.models.load import Base, load_processor
 from lora_ft.models.opening import BaseSpec
 from lora_ft.models.resolve import resolve
 from lora_ft.records import Listener, Silent
@@ -19,18 +19,20 @@ from lora_ft_adapters import AdapterError, load_adapter
 from lora_ft_adapters.apply import read_config
 from lora_ft_adapters.weights import TensorFolder, read_header, read_place
 
-from .loading import load, prove
+from .loading import check_base, load, prove
 from .on_base import open_run
 from .probing import made_up
+from .ready import fit_processor
 from .rows import Given
 
 TASKS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification",
          "TOKEN_CLS": "AutoModelForTokenClassification", "QUESTION_ANS": "AutoModelForQuestionAnswering",
          "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}  # fmt: skip
+LOGITS = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
 
 
 def inspect(
-    path: str | Path, *, base: str | None = None, listener: Listener | None = None, given: Given | None = None
+    path: Run | str | Path, *, base: str | None = None, listener: Listener | None = None, given: Given | None = None
 ) -> dict[str, Any]:
     """What a folder holds; with a base, whether the adapter on it is the one that was trained.
 
@@ -43,20 +45,32 @@ def inspect(
     Raises:
         ArtifactError: a file is damaged, a tensor is not finite, or the answers differ.
     """
-    path, listener = Path(path), listener or Silent()
+    asked, listener = Run.of(path), listener or Silent()
+    if base is not None and (asked.path / "run.json").is_file():
+        path = asked  # of a run's adapter the run knows what it answered
+    path = path.path if isinstance(path, Run) else Path(path)
     if (path / "run.json").is_file():
-        run = Run(path).final
+        run = asked.final
         found = {"kind": "run", "status": run.facts.get("status"), **_adapter(run.adapter, run.facts)}
         return found | (_proved(run, base, listener, given or Given()) if base is not None else {})
     if (path / "adapter_config.json").is_file():
+        if base == "":
+            raise _unchecked("an adapter's folder does not say which base it is for", "--base BASE")
         return _adapter(path, {}) | (_on(path, base, listener) if base else {})
     if (path / "config.json").is_file():
+        if base is not None:
+            raise _unchecked("a merged model has no adapter", "leave --check and --base out")
         return _model(path)
-    raise UsageError(
-        "nothing to inspect: no run.json, adapter_config.json or config.json",
+    missing = "there is no such folder" if not path.exists() else "no run.json, adapter_config.json or config.json"
+    raise ArtifactError(
+        f"nothing to inspect: {missing}",
         where=str(path),
         fix="give a run, an adapter's folder, or a model's",
     )
+
+
+def _unchecked(why: str, fix: str) -> UsageError:
+    return UsageError("there are no answers to compare", why=why, fix=fix)
 
 
 def _adapter(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,20 +129,39 @@ def _proved(run: Run, base: str | None, listener: Listener, given: Given) -> dic
     """The run's adapter on its own base, or on another, against the answers at the end of training."""
     if not base:
         loaded = load(run, listener=listener, given=given)
-        probes = prove(loaded, loaded.model, True, listener)
-        return {"checked_on": loaded.recipe.model, **golden.check_golden(run.adapter, probes, same=False)}
+        figures = prove(loaded, loaded.model, golden.Form.ROUNDED, listener)  # what may differ, load has checked
+        return _said(loaded.recipe.model, figures, listener)
     opened = open_run(run, listener, given)
-    model = _put(run.adapter, base, str(opened.task.auto_class), listener, opened.task.model_arguments())
-    prove(opened, model, False, listener)
-    return {"checked_on": base, "same_answers": True}
+    one = _open(base, str(opened.task.auto_class), listener, opened.task.model_arguments())
+    form = _form(run.facts)
+    if form is not golden.Form.REQUANTISED:
+        check_base(one, run.facts, base)
+    fit_processor(one.model, opened.task, opened.processor, grow=bool(opened.recipe.data.add_tokens))
+    return _said(base, prove(opened, _put(run.adapter, one, base), form, listener), listener)
+
+
+def _form(facts: Mapping[str, Any]) -> golden.Form:
+    """What a base in float32 has in common with that of training."""
+    if facts.get("quant") != "none":
+        return golden.Form.REQUANTISED
+    return golden.Form.SAME if facts.get("dtype") == "float32" else golden.Form.ROUNDED
+
+
+def _said(base: str, figures: Mapping[str, float], listener: Listener) -> dict[str, Any]:
+    if not figures:
+        listener.warn(
+            "this adapter has no probes that could be compared: that it fits the base is all that was checked"
+        )
+    return {"checked_on": base, **({"same_answers": True} if figures else {}), **figures}
 
 
 def _on(folder: Path, base: str, listener: Listener) -> dict[str, Any]:
-    """An adapter of anybody's on a base: whether it fits, and whether it changes anything."""
+    """An adapter of anybody's on a base: whether it fits, changes anything, and answers as far as known."""
     config = read_config(folder)
     kind = TASKS.get(str(getattr(config.task_type, "value", config.task_type)), "AutoModel")
-    model = _put(folder, base, kind, listener, {})
-    inputs = made_up(model)
+    model = _put(folder, _open(base, kind, listener, {}), base)
+    known = kind in LOGITS and (folder / PROBES_FILE).is_file() and bool(golden.read_facts(folder))
+    inputs = exports.read_probes(folder) if known else made_up(model)
     if not inputs:
         return {"checked_on": base}
 
@@ -139,12 +172,18 @@ def _on(folder: Path, base: str, listener: Listener) -> dict[str, Any]:
 
     probes = exports.probe(model, inputs, answer)
     change = max(float((p.base - p.adapted).abs().max()) for p in probes)
-    return {"checked_on": base, "largest_change_of_a_logit": change}
+    form = _form(golden.read_facts(folder))
+    form = golden.Form.ROUNDED if form is golden.Form.SAME else form  # it may have trained on a GPU
+    figures = golden.check_golden(folder, probes, form) if known else {}
+    return {"checked_on": base, "largest_change_of_a_logit": change, **figures}
 
 
-def _put(folder: Path, base: str, auto_class: str, listener: Listener, arguments: Mapping[str, Any]) -> Any:
+def _open(base: str, auto_class: str, listener: Listener, arguments: Mapping[str, Any]) -> Base:
     spec = BaseSpec(resolve(base, listener.note), auto_class, dict(arguments), new_head=True)
-    opened = spec.open(dtype=torch.float32, device=torch.device("cpu"))
+    return spec.open(dtype=torch.float32, device=torch.device("cpu"))
+
+
+def _put(folder: Path, opened: Base, base: str) -> Any:
     try:
         return load_adapter(opened.model, folder)
     except AdapterError as error:

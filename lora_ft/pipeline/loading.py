@@ -1,5 +1,6 @@
 """Load a finished run: its adapter on its base, the base checked against the one of training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import torch
 
 from lora_ft import exports
-from lora_ft.artifact import Probe
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports import golden
 from lora_ft.models.fingerprint import fingerprint
@@ -23,7 +23,7 @@ from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, load_adapter
 
 from .prepare import base_spec, encode_options, source_of
-from .probing import Runnable, has_probes, probe_inputs
+from .probing import Runnable, check_record, has_probes, probe_inputs
 from .ready import as_merged, fit_processor, open_base
 from .rows import Given
 
@@ -74,7 +74,7 @@ def load(
         ArtifactError: the run is not finished, or its base is not the one it was trained on.
     """
     listener, given = listener or Silent(), given or Given()
-    run = (run if isinstance(run, Run) else Run(Path(run))).final
+    run = Run.of(run).final
     facts = run.facts
     if not (run.adapter / "adapter_config.json").is_file():
         raise ArtifactError(
@@ -82,7 +82,7 @@ def load(
             where=str(run.path),
             fix=f"lora-ft train --resume --out {run.path}",
         )
-    recipe = load_recipe([run.path / "recipe.resolved.yaml"]).recipe
+    recipe = load_recipe([run.recipe]).recipe
     if "model" in facts.get("in_memory", ()) and given.model is None:
         fix = "lora_ft.load(run, given=lora_ft.Given(model=THE_SAME_MODULE))"
         raise UsageError("this run was trained on a module in memory", fix=fix)
@@ -90,13 +90,9 @@ def load(
     dtype = dtype or facts["dtype"]
     opened = _open(recipe, task, dtype, listener, quantised=quantised, given=given)
     same_form = quantised or run.facts["quant"] == "none"
-    if same_form and fingerprint(opened.model, opened.fresh) != facts["fingerprint"]:
-        raise ArtifactError(
-            "the base model is not the one this adapter was trained on: names, shapes or values differ",
-            where=recipe.model,
-            fix="use the same files; if the model on the hub has changed, pin the old revision in a local folder",
-        )
-    golden.check_files(run.adapter)
+    if same_form:
+        check_base(opened, facts, recipe.model)
+    check_record(run)
     options = encode_options(recipe, task, recipe.model, facts["encode"]["max_length"])
     processor = load_processor(str(run.adapter), task.processor_class) if task.auto_class else None
     fit_processor(opened.model, task, processor, grow=bool(recipe.data.add_tokens))
@@ -108,31 +104,57 @@ def load(
         raise ArtifactError(str(error), where=str(run.adapter)) from error
     golden.check_template(run.adapter, processor)
     loaded = Loaded(model, processor, recipe, task, options, run, dtype, given)
-    prove(loaded, model, same_form and dtype == facts["dtype"], listener)
+    form = golden.Form.ROUNDED if same_form else golden.Form.REQUANTISED
+    prove(loaded, model, golden.Form.SAME if same_form and dtype == facts["dtype"] else form, listener)
     return loaded
 
 
-def prove(known: Runnable, model: Any, same: bool, listener: Listener) -> list[Probe]:
+def check_base(base: Base, facts: Mapping[str, Any], where: str) -> None:
+    """Refuse a base that is not the one of training.
+
+    Args:
+        base: in the quantisation of training.
+        facts: of the run.
+        where: what the user calls it.
+    """
+    if fingerprint(base.model, base.fresh, getattr(torch, facts["dtype"])) != facts["fingerprint"]:
+        raise other_base(where)
+
+
+def other_base(where: str) -> ArtifactError:
+    """The error for an adapter on another base."""
+    return ArtifactError(
+        "the base model is not the one this adapter was trained on: names, shapes or values differ",
+        where=where,
+        fix="use the same files; if the model on the hub has changed, pin the old revision in a local folder",
+    )
+
+
+def prove(known: Runnable, model: Any, form: golden.Form, listener: Listener) -> dict[str, float]:
     """The answers to the run's probe inputs, held against those at the end of training.
 
     Args:
         known: the run.
         model: its adapter on its base, read back.
-        same: whether dtype and quantisation are those of training.
+        form: its dtype and quantisation beside those of training.
         listener: hears when there is nothing to hold them against.
+
+    Returns:
+        What `golden.check_golden` measured; {} where nothing could be compared.
 
     Raises:
         ArtifactError: base or adapter answer otherwise.
     """
     if not has_probes(known.run.adapter):
-        return []
+        return {}
     inputs, is_golden = probe_inputs(known, model, listener)
     probes = exports.answers(model, inputs, known.task.outputs)
-    if is_golden:
-        kind = next(model.parameters()).device.type
-        same = same and kind == golden.read_facts(known.run.adapter).get("device")
-        golden.check_golden(known.run.adapter, probes, same=same)
-    return probes
+    if not is_golden:
+        return {}
+    kind = next(model.parameters()).device.type
+    if form is golden.Form.SAME and kind != golden.read_facts(known.run.adapter).get("device"):
+        form = golden.Form.ROUNDED
+    return golden.check_golden(known.run.adapter, probes, form)
 
 
 def _open(recipe: Recipe, task: Task, dtype: str, listener: Listener, *, quantised: bool, given: Given) -> Base:

@@ -25,9 +25,9 @@ from lora_ft_adapters import AdapterError, UnmergeableError, load_adapter, merge
 from lora_ft_adapters.streaming import MergedWeights, lend
 from lora_ft_adapters.weights import StateWeights, TensorFolder, Weights
 
-from .loading import load
+from .loading import load, other_base
 from .prepare import base_spec, source_of
-from .probing import probe_inputs
+from .probing import check_record, probe_inputs
 from .ready import fit_processor, quantizer_of
 from .rows import Given
 
@@ -72,7 +72,7 @@ class OnBase:
 
 def open_run(run: Run | str | Path, listener: Listener, given: Given) -> Opened:
     """A finished run, or of one with stages its last."""
-    run = (run if isinstance(run, Run) else Run(Path(run))).final
+    run = Run.of(run).final
     facts = run.facts
     if not (run.adapter / "adapter_config.json").is_file():
         raise ArtifactError(
@@ -80,9 +80,9 @@ def open_run(run: Run | str | Path, listener: Listener, given: Given) -> Opened:
             where=str(run.path),
             fix=f"lora-ft train --resume --out {run.path}",
         )
-    recipe = load_recipe([run.path / "recipe.resolved.yaml"]).recipe
+    recipe = load_recipe([run.recipe]).recipe
     task = TASKS.get(recipe.task.type).configure(recipe.task.options()).recall(facts.get("task_facts", {}))
-    golden.check_files(run.adapter)
+    check_record(run)
     processor = load_processor(str(run.adapter), task.processor_class) if task.auto_class else None
     golden.check_template(run.adapter, processor)
     return Opened(run, recipe, task, processor, listener, given)
@@ -111,6 +111,12 @@ def on_base(opened: Opened, stack: ExitStack, rounding: Quantizer | None = None)
         raise ArtifactError(f"the dequantised base cannot be merged into: {why}", fix="--into original")
     opened.listener.note(f"the whole base is read into memory: {why}")
     return _in_memory(opened, stack)
+
+
+def rounded(opened: Opened, base: BaseWeights, quantizer: Quantizer) -> Weights:
+    """The base's tensors as its quantised form multiplies with them."""
+    skeleton = base_spec(opened.recipe, opened.task, opened.source, opened.given).skeleton()
+    return _Rounded(base, quantizer, quantizer.quantises(skeleton), getattr(torch, opened.run.facts["dtype"]))
 
 
 class _Rounded(Weights):
@@ -175,11 +181,10 @@ def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
         else None
     )
     if mark is not None and mark != facts["fingerprint"]:
-        raise other_base(opened.recipe)
+        raise other_base(opened.recipe.model)
     weights: Weights = base
     if rounding is not None:
-        spec = base_spec(opened.recipe, opened.task, opened.source, opened.given)
-        weights = _Rounded(base, rounding, rounding.quantises(spec.skeleton()), trained)
+        weights = rounded(opened, base, rounding)
     adapted = load_adapter(model, opened.run.adapter)
     MergedWeights(adapted, weights)  # refuses what it cannot merge before anything is written
     lend(adapted, weights, torch.float32)
@@ -211,7 +216,7 @@ def _hold(opened: Opened, probes: list[Probe]) -> None:
     if facts.get("inputs") == [golden.inputs_hash(p.inputs) for p in probes]:
         run = opened.run.facts
         same = run["dtype"] == "float32" and facts.get("device") == "cpu"
-        golden.check_golden(opened.run.adapter, probes, same=same)
+        golden.check_golden(opened.run.adapter, probes, golden.Form.SAME if same else golden.Form.ROUNDED)
 
 
 def _in_memory(opened: Opened, stack: ExitStack) -> OnBase:
@@ -229,15 +234,6 @@ def _in_memory(opened: Opened, stack: ExitStack) -> OnBase:
     model = reload().model
     found = OnBase(model, _probes(opened, model), merged)
     return found
-
-
-def other_base(recipe: Recipe) -> ArtifactError:
-    """The error for an adapter on another base."""
-    return ArtifactError(
-        "the base model is not the one this adapter was trained on: names, shapes or values differ",
-        where=recipe.model,
-        fix="use the same files; if the model on the hub has changed, pin the old revision in a local folder",
-    )
 
 
 def rounding_of(opened: Opened) -> Quantizer | None:

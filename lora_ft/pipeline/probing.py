@@ -6,15 +6,18 @@ from typing import Any, Protocol
 import torch
 
 from lora_ft.data import encode_all
-from lora_ft.errors import LoraFtError
+from lora_ft.errors import ArtifactError, LoraFtError
 from lora_ft.exports import PROBES_FILE, read_probes
-from lora_ft.exports.golden import inputs_hash, read_facts
+from lora_ft.exports.golden import check_files, inputs_hash, read_facts
+from lora_ft.exports.probe_file import FACTS_FILE
 from lora_ft.records import Listener
+from lora_ft.runs import Run
 
 from .prepare import encode_options, workers
 from .rows import Known, held_out_rows, read
 
 MADE_UP, LENGTH = 4, 16
+PROBES = "probes"  # in run.json: how many
 
 
 class Runnable(Known, Protocol):
@@ -74,6 +77,17 @@ def made_up(model: Any) -> list[dict[str, Any]]:
         return []
     generator = torch.Generator().manual_seed(0)
     return [{"input_ids": ids[None]} for ids in torch.randint(rows, (MADE_UP, LENGTH), generator=generator)]
+
+
+def check_record(run: Run) -> None:
+    """Refuse an adapter whose files are not those of training, or whose answers at the end of it are gone."""
+    if run.facts.get(PROBES) and not read_facts(run.adapter):
+        raise ArtifactError(
+            "what the adapter answered at the end of training is gone, so it cannot be compared",
+            where=str(run.adapter / FACTS_FILE),
+            fix="copy the run's adapter folder again",
+        )
+    check_files(run.adapter)
 
 
 def has_probes(folder: Path) -> bool:

@@ -16,14 +16,14 @@ from lora_ft_adapters import AdapterError, load_adapter
 from lora_ft_adapters.streaming import MergedWeights, lend
 from lora_ft_adapters.weights import Weights
 
-from .on_base import Opened, hollow
+from .on_base import Opened, hollow, rounded, rounding_of
 from .probing import probe_inputs
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a tensor's largest number
 
 
 class _Base:
-    """The base again, in Transformers' layout."""
+    """The base again, in Transformers' layout; of a quantised one either form that a merge goes into."""
 
     def __init__(self, opened: Opened, source: Path, weights: Weights, dtype: torch.dtype) -> None:
         self.opened, self.source, self.weights, self.written = opened, source, weights, dtype
@@ -38,22 +38,27 @@ class _Base:
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Tensor by tensor against the run's base, and by its answers."""
         assert self.opened.task.auto_class is not None
-        worst = weights_difference(self.opened, folder)
         limit = LIMITS.get(self.written, 2e-2)
+        reference, base = hollow(self.opened)
+        rounding = rounding_of(self.opened)
+        forms: list[Weights] = [base, *([rounded(self.opened, base, rounding)] if rounding is not None else [])]
+        _, found = hollow(self.opened, str(folder))
+        worst, nearest = min(((weights_difference(form, found), form) for form in forms), key=lambda pair: pair[0])
         if not worst <= limit:
             raise ArtifactError(
                 f"what comes out differs from the base by {worst:.1e} of a tensor's size (allowed {limit:.0e})",
                 why="the adapter is not the one that was merged, or the merged model was trained on",
             )
-        expected = [Probe(p.inputs, p.adapted, p.base) for p in probes]
+        on_base = load_adapter(reference, self.opened.run.adapter)
+        lend(on_base, nearest, torch.float32)
+        inputs, _ = probe_inputs(self.opened, on_base, self.opened.listener)
+        expected = [Probe(p.inputs, p.adapted, p.base) for p in exports.probe(on_base, inputs, artifact.outputs)]
         figures = differences(read_streamed(folder, self.opened.task.auto_class), expected, artifact.outputs)
         return {**figures, "weights_difference": worst}
 
 
-def weights_difference(opened: Opened, folder: Path) -> float:
+def weights_difference(base: Weights, found: Weights) -> float:
     """Largest difference of a tensor from the base's, relative to the tensor's largest number."""
-    _, base = hollow(opened)
-    _, found = hollow(opened, str(folder))
     worst = 0.0
     for name in base:
         one, other = base[name].float(), found[name].float()
@@ -66,15 +71,12 @@ def unmerge_into(opened: Opened, merged: Path, target: Path, artifact: Artifact)
     try:
         model, weights = hollow(opened, str(merged))
         adapted = load_adapter(model, opened.run.adapter)
-        reference, base = hollow(opened)
+        hollow(opened)
     except NotStreamable as error:
         raise ArtifactError(f"this model cannot be read tensor by tensor: {error}", where=str(merged)) from error
     except AdapterError as error:
         raise ArtifactError(str(error), where=str(opened.run.adapter)) from error
     back = MergedWeights(adapted, weights, back=True)
     dtype = next(weights.dtype(n) for n in weights if weights.dtype(n).is_floating_point)
-    on_base = load_adapter(reference, opened.run.adapter)
-    lend(on_base, base, torch.float32)
-    probes = exports.probe(on_base, probe_inputs(opened, on_base, opened.listener)[0], opened.task.outputs)
     form = _Base(opened, merged, SavedWeights(back, weights), dtype)
-    return exports.publish(artifact, target, form, probes, lambda folder, figures: None)
+    return exports.publish(artifact, target, form, [], lambda folder, figures: None)

@@ -5,6 +5,7 @@ end of training can tell.
 """
 
 import json
+import re
 import shutil
 
 import pytest
@@ -213,6 +214,9 @@ def test_a_record_of_the_answers_that_is_half_there_is_refused(cli, copied, name
 def test_a_run_of_before_there_were_golden_answers_still_loads(copied, tmp_path):
     for name in (golden.GOLDEN_FILE, golden.FACTS_FILE):
         (copied.adapter / name).unlink()
+    facts = copied.facts
+    del facts["probes"]
+    (copied.path / "run.json").write_text(json.dumps(facts))
     assert lora_ft.load(copied).model is not None
     assert lora_ft.merge(copied, tmp_path / "merged")["max_difference"] <= 1e-4
 
@@ -248,20 +252,56 @@ def test_a_merge_that_is_written_wrongly_is_not_published(cli, run, what, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("names", "content", "said"),
+    [
+        (["probes.json"], None, "missing or unreadable"),
+        (["probes.json"], "[]", "not a JSON object"),
+        (["probes.json", "golden.safetensors", "probes.safetensors"], None, "is gone"),
+        (["adapter_config.json"], "{}", "not the file that training wrote|no peft_type"),
+        (["../recipe.resolved.yaml"], None, "recipe is gone"),
+    ],
+)
+def test_proofs_that_are_taken_away_or_damaged_are_missed(copied, names, content, said, cli):
+    for name in names:
+        (copied.adapter / name).unlink()
+        if content is not None:
+            (copied.adapter / name).write_text(content)
+    for verb in (("inspect", copied.path, "--check"), ("merge", copied.path, "--out", "out")):
+        code, _, err = cli(*verb)
+        assert (code, bool(re.search(said, err))) == (4, True), (verb, err)
+
+
+def test_a_strong_adapter_does_not_hide_another_base(run, tmp_path, tokenizer):
+    """The base may be off by half of the adapter's effect where a dtype differs, and by a fifth of a number at most."""
+    probes = lora_ft.exports.answers(
+        lora_ft.load(run).model, lora_ft.exports.read_probes(run.adapter), lora_ft.load(run).task.outputs
+    )
+    strong = [Probe(p.inputs, p.base, p.base + 50 * torch.randn_like(p.base)) for p in probes]
+    for name in golden.SEALED:
+        shutil.copy(run.adapter / name, tmp_path)
+    golden.write_golden(tmp_path, strong, {"dtype": "float32"})
+    other = [Probe(p.inputs, torch.randn_like(p.base), p.adapted) for p in strong]
+    for form in (golden.Form.SAME, golden.Form.ROUNDED):
+        golden.check_golden(tmp_path, strong, form)
+        with pytest.raises(ArtifactError, match="the base alone answers otherwise"):
+            golden.check_golden(tmp_path, other, form)
+
+
 def test_a_number_that_is_not_one_passes_no_check(run):
     """Whatever the size of the adapter's effect: comparisons with NaN are false."""
     inputs = lora_ft.exports.read_probes(run.adapter)
     loaded = lora_ft.load(run)
     probes = lora_ft.exports.answers(loaded.model, inputs, loaded.task.outputs)
-    assert golden.check_golden(run.adapter, probes, same=True)["golden_top1"] == 1.0
+    assert golden.check_golden(run.adapter, probes, golden.Form.SAME)["golden_top1"] == 1.0
     for side in ("base", "adapted"):
         bad = [
             Probe(p.inputs, **({"base": p.base, "adapted": p.adapted} | {side: torch.full_like(p.base, float("nan"))}))
             for p in probes
         ]
-        for same in (True, False):
+        for form in golden.Form:
             with pytest.raises(ArtifactError, match="answers otherwise"):
-                golden.check_golden(run.adapter, bad, same=same)
+                golden.check_golden(run.adapter, bad, form)
 
 
 def test_an_adapter_without_effect_at_the_end_of_training_must_not_have_one_later(run, tmp_path):
@@ -274,7 +314,7 @@ def test_an_adapter_without_effect_at_the_end_of_training_must_not_have_one_late
     for adapted in (found[0].adapted, torch.full_like(found[0].adapted, float("nan"))):
         bad = [Probe(found[0].inputs, found[0].base, adapted), *[Probe(p.inputs, p.base, p.base) for p in found[1:]]]
         with pytest.raises(ArtifactError, match="answers otherwise"):
-            golden.check_golden(tmp_path, bad, same=True)
+            golden.check_golden(tmp_path, bad, golden.Form.SAME)
 
 
 @pytest.mark.parametrize("fault", [None, zeroed, a_sign_flipped, scaling_halved])

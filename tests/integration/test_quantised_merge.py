@@ -50,6 +50,7 @@ def test_both_bases_are_judged_and_the_better_one_is_merged_into(recipe, tmp_pat
         alone = lora_ft.merge(run, tmp_path / name, dtype="float32", into=name)
         assert alone["max_difference"] < 1e-4
         assert loss == pytest.approx(run.metrics["after"]["loss"], rel=0.2)
+        assert lora_ft.unmerge(tmp_path / name, run, tmp_path / f"{name} back")["weights_difference"] < 1e-5
     # On the dequantised weights the merged model is what was trained.
     assert losses["dequantised"] == pytest.approx(run.metrics["after"]["loss"], rel=0.02)
 

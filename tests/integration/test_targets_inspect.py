@@ -51,7 +51,11 @@ def test_inspect_tells_what_is_in_a_run_an_adapter_and_a_model(run, tmp_path, cl
     code, out, _ = cli("inspect", run.path, "--check", "--json")
     assert code == 0
     assert json.loads(out)["golden_top1"] == 1.0
-    assert cli("inspect", tmp_path)[0] == 2
+    assert cli("inspect", tmp_path)[0] == 4
+    assert cli("inspect", tmp_path / "merged", "--check")[0] == 2  # not "all is well"
+    shutil.copytree(run.adapter, tmp_path / "copied")
+    assert cli("inspect", tmp_path / "copied", "--check")[0] == 2
+    assert "golden_top1" in json.loads(cli("inspect", run.adapter, "--check", "--json")[1])
 
 
 def test_inspect_names_an_adapter_that_does_nothing_and_one_that_is_nan(run, tmp_path, base_folder):
@@ -72,8 +76,26 @@ def test_inspect_on_another_base_says_so(run, tmp_path, tokenizer):
 
     tiny_llama(len(tokenizer), seed=9).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(ArtifactError, match="answers otherwise"):
+    with pytest.raises(ArtifactError, match="base model is not the one"):
         lora_ft.inspect(run.path, base=str(tmp_path / "other"))
+    shutil.copytree(run.adapter, tmp_path / "adapter")
+    with pytest.raises(ArtifactError, match="the base alone answers otherwise"):
+        lora_ft.inspect(tmp_path / "adapter", base=str(tmp_path / "other"))
+
+
+def test_inspect_on_a_base_of_other_shapes_names_tensors_and_both_shapes(run, tmp_path, tokenizer):
+    from tests.conftest import tiny_llama
+
+    tiny_llama(len(tokenizer), width=48).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    shutil.copytree(run.adapter, tmp_path / "adapter")
+    with pytest.raises(ArtifactError, match=r"other shapes.*size mismatch for .*lora_A.*torch.Size.*torch.Size"):
+        lora_ft.inspect(tmp_path / "adapter", base=str(tmp_path / "other"))
+
+
+def test_the_right_base_in_another_folder_gives_the_same_answers(run, tmp_path, base_folder):
+    shutil.copytree(base_folder, tmp_path / "same")
+    assert lora_ft.inspect(run, base=str(tmp_path / "same"))["golden_difference"] < 1e-4
 
 
 def test_unmerge_gives_the_base_and_refuses_another_model(run, tmp_path):

@@ -1,9 +1,10 @@
 """An artifact is uploaded only when asked for, whole, and a hub that refuses leaves the folder as it is."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from lora_ft.errors import ResourceError, UsageError
@@ -16,6 +17,22 @@ from lora_ft.report import model_card
 def test_what_is_no_repository_is_refused_before_anything_is_done(name):
     with pytest.raises(UsageError, match="no repository"):
         check_repository(name)
+
+
+def test_a_push_without_a_login_is_refused_before_anything_is_done(monkeypatch):
+    monkeypatch.setattr("lora_ft.exports.upload.get_token", lambda: None)
+    with pytest.raises(UsageError, match="logged in"):
+        check_repository("me/model")
+    monkeypatch.setattr("lora_ft.exports.upload.get_token", lambda: "hf_x")
+    check_repository("me/model")
+
+
+def test_a_machine_without_a_network_says_where_the_artifact_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://localhost:9")
+    monkeypatch.setattr("lora_ft.exports.upload.HfApi", partial(HfApi, endpoint="http://localhost:9", token="hf_x"))
+    with pytest.raises(ResourceError, match="could not be uploaded") as caught:
+        push(tmp_path, "me/model", private=False)
+    assert str(tmp_path) in caught.value.fix
 
 
 def test_the_whole_folder_goes_up_in_one_commit(tmp_path, monkeypatch):

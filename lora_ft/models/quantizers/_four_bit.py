@@ -26,7 +26,7 @@ def faster() -> bool:
         return False
     if not all(_same(kind, dtype) for kind in ("nf4", "fp4") for dtype in (torch.float32, torch.bfloat16)):
         return False
-    _library().impl("quantize_4bit", quantize, "CPU")
+    _library().impl("quantize_4bit", quantize, "CPU")  # type: ignore[no-untyped-call]
     return True
 
 
@@ -97,7 +97,7 @@ def _tables(kind: str) -> tuple[Tensor, Tensor]:
     """Of each cell the limit that lies in it, and the numbers of the values below and above that."""
     bounds, order = _bounds(kind)
     at = _cell(bounds).long()
-    if at.unique().numel() != at.numel():
+    if len(set(at.tolist())) != at.numel():
         raise ValueError(f"two limits of {kind} in one cell")
     limits = torch.full((2 * CELLS + 1,), float("inf"))
     limits[at] = bounds
@@ -110,6 +110,6 @@ def _bounds(kind: str) -> tuple[Tensor, Tensor]:
     """Middles between neighbouring values, ascending, and the values' numbers in that order."""
     from bitsandbytes.functional import get_4bit_type
 
-    code: Any = get_4bit_type(kind, device="cpu")
+    code: Any = get_4bit_type(kind, device="cpu")  # type: ignore[no-untyped-call]
     order = torch.argsort(code)
     return (code[order[:-1]] + code[order[1:]]) / 2, order
