@@ -57,6 +57,8 @@ def check_mergeable(model: PeftModel) -> None:
             for tensor in (*trial.parameters(), *trial.buffers()):
                 if tensor.is_floating_point():
                     tensor.normal_(std=0.01)
+                else:
+                    tensor.zero_()  # an index, say: what memory happened to hold would point anywhere
             try:
                 trial.merge(safe_merge=False)
             except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
