@@ -108,7 +108,7 @@ def gguf(base: Path, adapter: Path, out: Path) -> int:
     out.mkdir()
     artifact = Artifact(
         Subject("causal-lm", "AutoModelForCausalLM", "lora", None, model), adapter, AutoTokenizer.from_pretrained(base),
-        "base", made, "float16", {}, made, made, made, {}, made,
+        "base", made, "float16", {}, made, made, made, made, {}, made,
     )  # fmt: skip
     write_gguf(artifact, out / "model.gguf")
     return size(base) + size(out)

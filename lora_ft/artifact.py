@@ -42,6 +42,7 @@ class Subject:
         adapter: its PEFT config.
         model: the base's modules without weights (meta device), with config and generation config.
         new_tokens: whether tokens were added.
+        pooling: which token vectors make a text's: mean, cls or last; "" where none are pooled.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Subject:
     adapter: Any
     model: Any
     new_tokens: bool = False
+    pooling: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Artifact:
         generation: settings that its generation config needs.
         merged: the merged model's tensors by the names of its files, in float32 or in the base's own dtype where the
             adapter changes nothing; raises UsageError for a method that cannot be merged.
+        unmerged: the base's own tensors in the same way.
         load_base: the plain base in memory, as `load_adapted` has it.
         load_adapted: the PeftModel on its base in memory.
         inputs: of one probe, as the task's `outputs` takes them.
@@ -81,6 +84,7 @@ class Artifact:
     dtype: str
     generation: Mapping[str, Any]
     merged: Callable[[], Weights]
+    unmerged: Callable[[], Weights]
     load_base: Callable[[], Any]
     load_adapted: Callable[[], Any]
     inputs: Mapping[str, Tensor]

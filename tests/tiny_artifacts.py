@@ -18,7 +18,7 @@ def logits(model, batch):
 
 def artifact_of(  # noqa: PLR0913 - each is what one test varies
     config, folder, tokenizer, *, auto_class="AutoModelForCausalLM", method="lora", options=None, task="causal-lm",
-    dtype="float32", outputs=logits, generation=None, inputs=None,
+    dtype="float32", outputs=logits, generation=None, inputs=None, pooling="",
 ):  # fmt: skip
     """(artifact, PeftModel in memory) of a model with random weights and a random adapter that is saved in `folder`.
 
@@ -50,15 +50,18 @@ def artifact_of(  # noqa: PLR0913 - each is what one test varies
         return kind.from_pretrained(str(path), dtype=getattr(torch, dtype, torch.float32)).eval()
 
     def merged():
-        model = merge(load_adapter(copy.deepcopy(base), folder))
+        return tensors(merge(load_adapter(copy.deepcopy(base), folder)))
+
+    def tensors(model):
         shared = {n for n in model.state_dict() if n in (getattr(model, "_tied_weights_keys", None) or ())}
         tied = bool(getattr(model.config, "tie_word_embeddings", False))
         return StateWeights({n: t for n, t in model.state_dict().items() if not (tied and n in shared)})
 
     adapter = build_config(method, options, peft_type, base)
     artifact = Artifact(
-        subject=Subject(task, auto_class, method, adapter, empty), folder=Path(folder), processor=tokenizer,
-        base="tiny", outputs=outputs, dtype=dtype, generation=generation or {"eos_token_id": [3]}, merged=merged,
+        subject=Subject(task, auto_class, method, adapter, empty, pooling=pooling), folder=Path(folder),
+        processor=tokenizer, base="tiny", outputs=outputs, dtype=dtype,
+        generation=generation or {"eos_token_id": [3]}, merged=merged, unmerged=lambda: tensors(copy.deepcopy(base)),
         load_base=lambda: copy.deepcopy(base), load_adapted=lambda: load_adapter(copy.deepcopy(base), folder),
         inputs=inputs or {"input_ids": torch.tensor([[5, 6, 7, 8]])}, read_model=read,
     )  # fmt: skip

@@ -81,7 +81,8 @@ def publish(work: Work, target: Path, what: str, losses: tuple[float, float] | N
     artifact = Artifact(
         subject=Subject(task.name, task.auto_class, "lora", None, None), folder=work.first.folder, processor=None,
         base=public_name(work.first.base), outputs=task.outputs, dtype="", generation={}, merged=_unused,
-        load_base=lambda: algebra.share(work.base), load_adapted=_unused, inputs={}, read_model=_unused,
+        unmerged=_unused, load_base=lambda: algebra.share(work.base), load_adapted=_unused, inputs={},
+        read_model=_unused,
     )  # fmt: skip
 
     def finish(folder: Path, figures: Mapping[str, float]) -> None:

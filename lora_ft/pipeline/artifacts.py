@@ -184,7 +184,8 @@ def subject(recipe: Recipe, task: Task, processor: Any, config: Any, given: Give
         if task.auto_class is not None:
             model.tie_weights()
             fit_processor(model, task, processor, grow=bool(recipe.data.add_tokens))
-    return Subject(task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens))
+    pooling = str(getattr(getattr(task, "options", None), "pooling", ""))
+    return Subject(task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens), pooling)
 
 
 def _stored(opened: Opened) -> str:
@@ -219,6 +220,10 @@ def _artifact(
             subject.model.config.tie_word_embeddings = False
         return weights
 
+    def unmerged() -> Any:
+        assert based is not None
+        return based.unmerged()
+
     def base() -> Any:
         loaded = trained()
         quantised = opened.run.facts["quant"] != "none"
@@ -233,6 +238,7 @@ def _artifact(
         dtype=dtype,
         generation=opened.task.generation_defaults(subject.model, opened.processor) if opened.processor else {},
         merged=merged,
+        unmerged=unmerged,
         load_base=base,
         load_adapted=lambda: trained().model,
         inputs=probes[0].inputs if probes else {},

@@ -59,6 +59,7 @@ class OnBase:
         model: PeftModel in evaluation mode that runs, in float32.
         probes: what the adapter answers to the run's probe inputs, and what the base does.
         merged: the merged tensors, under the names of a saved model; to be called once.
+        unmerged: the base's, in the same way.
         made: the merge, once it was made; holds what of each update is left.
         config: of the merged model, where merging changed it (repeated layers).
     """
@@ -66,6 +67,7 @@ class OnBase:
     model: Any
     probes: list[Probe]
     merged: Callable[[torch.dtype | None], Weights]
+    unmerged: Callable[[], Weights]
     made: list[MergedWeights] = field(default_factory=list)
     config: Any = None
 
@@ -200,7 +202,7 @@ def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
         raise NotStreamable(f"its parts do not run one by one ({error.what})") from error
     if facts["quant"] == "none":  # else the base is another one than that of training
         _hold(opened, probes)
-    return OnBase(adapted, probes, merged, made)
+    return OnBase(adapted, probes, merged, lambda: SavedWeights(weights, base), made)
 
 
 def _probes(opened: Opened, model: Any) -> list[Probe]:
@@ -222,17 +224,20 @@ def _hold(opened: Opened, probes: list[Probe]) -> None:
 def _in_memory(opened: Opened, stack: ExitStack) -> OnBase:
     reload = partial(load, opened.run, dtype="float32", quantised=False, listener=opened.listener, given=opened.given)
 
-    def merged(dtype: torch.dtype | None) -> Weights:
-        model: Any = merge(reload().model)
-        found.config = getattr(model, "config", None)
+    def tensors(model: Any) -> Weights:
         if opened.task.auto_class is None:
             return StateWeights(model.state_dict())
         folder = stack.enter_context(TemporaryDirectory())
         model.save_pretrained(folder)  # under the names, and in the form, that files of this model have
         return TensorFolder(folder)
 
+    def merged(dtype: torch.dtype | None) -> Weights:
+        model: Any = merge(reload().model)
+        found.config = getattr(model, "config", None)
+        return tensors(model)
+
     model = reload().model
-    found = OnBase(model, _probes(opened, model), merged)
+    found = OnBase(model, _probes(opened, model), merged, lambda: tensors(reload().model.unload()))
     return found
 
 

@@ -9,6 +9,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lora_ft.exports._gguf.write import write_gguf
+from lora_ft.models.random_models import tiny_bert
 from lora_ft.models.resolve import resolve
 from lora_ft.registry import EXPORTS
 from lora_ft_adapters import add_adapter, build_config, load_adapter, merge, save_adapter
@@ -80,14 +81,6 @@ def greedy_here(model, ids, count):
     return out[0, len(ids) :].tolist()
 
 
-def plain(artifact):
-    """The base alone as an artifact."""
-    base = artifact.load_base()
-    tied = base.config.tie_word_embeddings
-    state = {n: t for n, t in base.state_dict().items() if not (tied and n == "lm_head.weight")}
-    return dataclasses.replace(artifact, merged=lambda: StateWeights(state))
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_merged_files_give_the_same_logits(name, tokenizer, tmp_path):
     options = {"r": 4, "lora_alpha": 16, "init_lora_weights": False, **TARGETS.get(name, {})}
@@ -106,8 +99,7 @@ def test_merged_files_give_the_same_logits(name, tokenizer, tmp_path):
 def test_adapters_on_the_base_give_the_same_logits(name, tokenizer, tmp_path):
     options = {"r": 4, "lora_alpha": 16, "init_lora_weights": False, "use_rslora": True, **TARGETS.get(name, {})}
     artifact, model = artifact_of(config_of(name, len(tokenizer)), tmp_path / "a", tokenizer, options=options)
-    write_gguf(plain(artifact), tmp_path / "base.gguf")
-    EXPORTS.get("gguf-adapter").write(artifact, tmp_path)
+    EXPORTS.get("ollama-adapter").write(artifact, tmp_path)
     served = load(tmp_path / "base.gguf", tmp_path / "adapter.gguf")
     for ids in IDS:
         with torch.no_grad():
@@ -148,14 +140,14 @@ def smollm(tmp_path_factory):
     tokenizer.save_pretrained(str(folder / "a"))
     artifact, _ = artifact_of(config_of("llama", len(tokenizer)), folder / "tiny", tokenizer)
 
-    def merged():
-        state = merge(load_adapter(base(), folder / "a")).state_dict()
-        return StateWeights({n: t for n, t in state.items() if n != "lm_head.weight"})
+    def tensors(model):
+        return StateWeights({n: t for n, t in model.state_dict().items() if n != "lm_head.weight"})
 
     subject = dataclasses.replace(artifact.subject, adapter=config, model=base())
     artifact = dataclasses.replace(
-        artifact, subject=subject, folder=folder / "a", merged=merged, load_base=base, generation={"eos_token_id": [2]},
-        load_adapted=lambda: load_adapter(base(), folder / "a"),
+        artifact, subject=subject, folder=folder / "a", load_base=base, generation={"eos_token_id": [2]},
+        load_adapted=lambda: load_adapter(base(), folder / "a"), unmerged=lambda: tensors(base()),
+        merged=lambda: tensors(merge(load_adapter(base(), folder / "a"))),
     )  # fmt: skip
     prompts = [
         tokenizer(
@@ -177,11 +169,11 @@ def test_smollm_writes_the_same_text(form, smollm, tmp_path):
     artifact, prompts, answers = smollm
     artifact = dataclasses.replace(artifact, dtype="float16" if form == "merged float16" else "float32")
     if form == "adapter":
-        write_gguf(plain(artifact), tmp_path / "model.gguf")
-        EXPORTS.get("gguf-adapter").write(artifact, tmp_path)
+        EXPORTS.get("ollama-adapter").write(artifact, tmp_path)
+        served = load(tmp_path / "base.gguf", tmp_path / "adapter.gguf")
     else:
         write_gguf(artifact, tmp_path / "model.gguf")
-    served = load(tmp_path / "model.gguf", tmp_path / "adapter.gguf" if form == "adapter" else None)
+        served = load(tmp_path / "model.gguf")
     free = forced = total = 0
     for ids, wanted in zip(prompts, answers, strict=True):
         free += sum(a == b for a, b in zip(wanted, greedy(served, ids, 64), strict=True))
@@ -192,3 +184,52 @@ def test_smollm_writes_the_same_text(form, smollm, tmp_path):
     assert forced >= 0.98 * total
     if form != "merged float16":  # after one near tie that is rounded the other way, a free text is another text
         assert free >= 0.98 * total
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_an_encoder_pools_as_it_was_trained_to(pooling, tmp_path):
+    (tmp_path / "base").mkdir()
+    tiny_bert.build(tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "base")
+    artifact, model = artifact_of(config, tmp_path / "a", tokenizer, auto_class="AutoModel", pooling=pooling)
+    write_gguf(artifact, tmp_path / "model.gguf")
+    served = llama_cpp.Llama(
+        str(tmp_path / "model.gguf"), embedding=True, n_ctx=64, n_threads=1, verbose=False, n_gpu_layers=0
+    )
+    inputs = tokenizer("the ball is red", return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state[0]
+    wanted = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[pooling].numpy()
+    got = np.array(served.embed("the ball is red"))
+    assert np.abs(got - wanted).max() < 1e-2 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_an_encoder_of_sentences_gives_the_same_states(cased, tmp_path):
+    source = tmp_path / "base"
+    source.mkdir()
+    tiny_bert.build(source)
+    if cased:
+        path = source / "tokenizer.json"
+        path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    config = transformers.AutoConfig.from_pretrained(source)
+    artifact, model = artifact_of(
+        config, tmp_path / "a", tokenizer, auto_class="AutoModel", task="sentence-embedding",
+        options={"r": 4, "init_lora_weights": False, "target_modules": ["query", "value", "dense"]},
+    )  # fmt: skip
+    EXPORTS.get("gguf").check(artifact.subject)
+    write_gguf(artifact, tmp_path / "model.gguf")
+    served = llama_cpp.Llama(
+        str(tmp_path / "model.gguf"), embedding=True, n_ctx=64, n_threads=1, verbose=False, n_gpu_layers=0,
+        pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE,
+    )  # fmt: skip
+    for text in ("The ball is red", "a green line, and more of it; caf\u00e9"):
+        inputs = tokenizer(text, return_tensors="pt")
+        assert served.tokenize(text.encode(), special=True) == inputs["input_ids"][0].tolist()
+        with torch.no_grad():
+            wanted = model(**inputs).last_hidden_state[0].numpy()
+        got = np.array(served.embed(text))
+        print("bert", np.abs(got - wanted).max() / np.abs(wanted).max())
+        assert np.abs(got - wanted).max() < 1e-2 * np.abs(wanted).max()  # its GELU is a table of float16 numbers

@@ -17,6 +17,7 @@ from lora_ft.exports import probe, publish
 from lora_ft.exports._gguf.family import families
 from lora_ft.exports._gguf.vocabulary import split_name
 from lora_ft.exports._gguf.write import TYPES, Entry, _stored
+from lora_ft.models.random_models import tiny_bert
 from lora_ft.registry import EXPORTS
 from tests.tiny_artifacts import artifact_of
 
@@ -114,14 +115,48 @@ def test_a_permutation_that_is_forgotten_is_found(tokenizer, tmp_path, monkeypat
 
 
 def test_tokens_stops_and_template_are_the_tokenizers(tokenizer, tmp_path):
-    written("llama", tokenizer, tmp_path, generation={"eos_token_id": [tokenizer.eos_token_id, 7]})
+    written("llama", tokenizer, tmp_path, generation={"eos_token_id": [tokenizer.eos_token_id, 7, 9]})
     fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
     assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
     assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
     assert fields["tokenizer.ggml.eot_token_id"].contents() == 7
+    assert fields["tokenizer.ggml.eom_token_id"].contents() == 9
     tokens = fields["tokenizer.ggml.tokens"].contents()
     assert tokens == [t for t, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
+
+
+@pytest.mark.parametrize(("pooling", "number"), [("mean", 1), ("cls", 2), ("last", 3)])
+def test_an_encoder_of_sentences_is_written_with_its_own_pooling(pooling, number, tmp_path):
+    (tmp_path / "base").mkdir()
+    tiny_bert.build(tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    artifact, model = artifact_of(
+        transformers.AutoConfig.from_pretrained(tmp_path / "base"), tmp_path / "adapter", tokenizer, pooling=pooling,
+        auto_class="AutoModel", task="sentence-embedding", outputs=lambda m, batch: m(**batch).last_hidden_state,
+    )  # fmt: skip
+    export = EXPORTS.get("gguf")
+    export.check(artifact.subject)
+    probes = probe(model, [{"input_ids": [[2, 60, 70, 80, 3]]}], artifact.outputs)
+    figures = publish(artifact, tmp_path / "out", export, probes, lambda folder, figures: None)
+    assert figures["max_difference"] < 1e-4
+    fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["bert.pooling_type"].contents() == number
+    ends = [fields[f"tokenizer.ggml.{n}_token_id"].contents() for n in ("bos", "seperator")]
+    assert ends == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    assert fields["tokenizer.ggml.normalizer.lowercase"].contents()
+
+
+def test_a_window_that_llama_cpp_does_not_have_is_where_the_file_ends(tokenizer, tmp_path, monkeypatch):
+    written("mistral", tokenizer, tmp_path / "all")
+    assert _context(tmp_path / "all") == 128
+    monkeypatch.setitem(MODELS, "mistral", ("Mistral", SIZES | {"sliding_window": 32}))
+    written("mistral", tokenizer, tmp_path / "window")
+    assert _context(tmp_path / "window") == 32
+
+
+def _context(folder):
+    return GGUFReader(folder / "out" / "model.gguf").fields["llama.context_length"].contents()
 
 
 def test_a_way_of_splitting_text_without_a_name_is_refused():

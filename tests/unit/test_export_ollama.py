@@ -1,11 +1,15 @@
 """A Modelfile renders a conversation as the model's own template does, and holds no text that breaks out of it."""
 
+from dataclasses import replace
+
 import pytest
 from transformers import LlamaConfig
 
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports import probe, publish
 from lora_ft.exports._gguf.modelfile import chat_form, modelfile, stop_texts
+from lora_ft.exports._plain_lora import factors
+from lora_ft.exports.formats import gguf_adapter
 from lora_ft.registry import EXPORTS
 from tests.tiny import CHATML, GEMMA, LLAMA3, tiny_tokenizer
 from tests.tiny_artifacts import artifact_of
@@ -82,3 +86,27 @@ def test_the_folder_is_written_and_a_changed_modelfile_is_found(tokenizer, tmp_p
     monkeypatch.setattr("lora_ft.exports.formats.ollama.modelfile", lambda *_: next(texts))
     with pytest.raises(ArtifactError, match="not the one of this adapter"):
         publish(artifact, tmp_path / "bad", export, probes, lambda f, g: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [None, "base", "adapter"])
+def test_an_adapter_beside_its_base_answers_as_it_was_trained(tokenizer, tmp_path, monkeypatch, fault):
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(tokenizer)
+    )
+    artifact, model = artifact_of(config, tmp_path / "adapter", tokenizer, dtype="float32")
+    export = EXPORTS.get("ollama-adapter")
+    export.check(artifact.subject)
+    probes = probe(model, [{"input_ids": [[5, 6, 7, 8]]}], artifact.outputs)
+    if fault == "base":  # the merged weights, so that the adapter would count twice
+        artifact = replace(artifact, unmerged=artifact.merged)
+    if fault == "adapter":
+        monkeypatch.setattr(gguf_adapter, "factors", lambda m: {n: (a, b * 2) for n, (a, b) in factors(m).items()})
+    if fault:
+        with pytest.raises(ArtifactError, match="differs from the adapter on its base"):
+            publish(artifact, tmp_path / "out", export, probes, lambda f, g: None)
+        return
+    assert publish(artifact, tmp_path / "out", export, probes, lambda f, g: None)["max_difference"] < 1e-4
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"base.gguf", "adapter.gguf", "Modelfile"}
+    lines = (tmp_path / "out" / "Modelfile").read_text().splitlines()
+    assert lines[:2] == ["FROM ./base.gguf", "ADAPTER ./adapter.gguf"]

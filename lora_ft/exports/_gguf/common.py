@@ -25,10 +25,17 @@ def head_dim(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def decoder(writer: Any, config: Any) -> None:
-    """Sizes, norms and rotary embedding of a decoder with gated feed-forward layers."""
+def decoder(writer: Any, config: Any, window: int | None = None) -> None:
+    """Sizes, norms and rotary embedding of a decoder with gated feed-forward layers.
+
+    Args:
+        writer: of the gguf package.
+        config: of Transformers.
+        window: how far back a layer looks, where llama.cpp's layers of this kind look at everything: up to there the
+            two are the same, so the file promises no more.
+    """
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(min(config.max_position_embeddings, window or config.max_position_embeddings))
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)

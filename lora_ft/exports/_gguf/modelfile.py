@@ -168,7 +168,7 @@ def _cut(text: str, contents: Sequence[str]) -> list[str]:
     return [*parts, text]
 
 
-def modelfile(weights: str, template: str, stops: Sequence[str], system: str = "") -> str:
+def modelfile(weights: str, template: str, stops: Sequence[str], system: str = "", adapter: str = "") -> str:
     """The file's text.
 
     Args:
@@ -176,11 +176,13 @@ def modelfile(weights: str, template: str, stops: Sequence[str], system: str = "
         template: in Go's syntax.
         stops: texts that end an answer.
         system: what the model was trained with; "" for none.
+        adapter: name of a GGUF file with a LoRA for the weights; "" for none.
 
     Raises:
         UsageError: a text that the format cannot hold.
     """
-    lines = [f"FROM ./{weights}", f"TEMPLATE {_quoted(template)}", *([f"SYSTEM {_quoted(system)}"] if system else [])]
+    lines = [f"FROM ./{weights}", *([f"ADAPTER ./{adapter}"] if adapter else []), f"TEMPLATE {_quoted(template)}"]
+    lines += [f"SYSTEM {_quoted(system)}"] if system else []
     return "\n".join([*lines, *(f"PARAMETER stop {_quoted(s)}" for s in stops)]) + "\n"
 
 

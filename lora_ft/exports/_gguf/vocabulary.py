@@ -123,16 +123,24 @@ def _special(writer: Any, tokenizer: Any, rules: Mapping[str, Any], model: str, 
     if model == "gpt2":
         merges = [p if isinstance(p, str) else " ".join(p) for p in rules["model"]["merges"]]
         writer.add_token_merges(merges)
-    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
-        found = getattr(tokenizer, f"{name}_token_id", None)
+    ids = {n: getattr(tokenizer, f"{n}_token_id", None) for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+    first = ids.pop("cls")
+    if model == "bert":
+        ids["bos"], ids["eos"] = first, None  # llama.cpp puts bos before a text and sep after it
+    for name, found in ids.items():
         if found is not None:
             getattr(writer, f"add_{name}_token_id")(found)
     others = [i for i in stops if i != tokenizer.eos_token_id]
-    if others:
-        writer.add_eot_token_id(others[0])
+    for add, i in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
+        add(i)
     probe = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(bool(probe and probe[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)))
-    writer.add_add_eos_token(bool(probe and probe[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)))
+    writer.add_add_bos_token(bool(probe) and probe[0] == ids["bos"])
+    if model == "bert":
+        writer.add_add_sep_token(bool(probe) and probe[-1] == ids["sep"])
+        lower, strip = ((rules.get("normalizer") or {}).get(k) for k in ("lowercase", "strip_accents"))
+        writer.add_bool("tokenizer.ggml.normalizer.lowercase", bool(lower))
+        writer.add_bool("tokenizer.ggml.normalizer.strip_accents", bool(lower if strip is None else strip))
+    writer.add_add_eos_token(bool(probe) and probe[-1] == ids["eos"])
 
 
 def check_vocabulary(tokenizer: Any) -> None:

@@ -55,6 +55,8 @@ def write_gguf(artifact: Artifact, path: Path) -> None:
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     family.parameters(writer, config)
+    if artifact.subject.pooling:
+        writer.add_pooling_type(gguf.PoolingType[artifact.subject.pooling.upper()])
     stops = artifact.generation.get("eos_token_id") or []
     stops = list(stops) if isinstance(stops, list | tuple) else [stops]
     write_vocabulary(writer, artifact.processor, artifact.folder, int(config.vocab_size), stops)

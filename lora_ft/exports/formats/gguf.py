@@ -19,6 +19,24 @@ LIMITS = {"float32": (0.99, 0.99), "float16": (0.5, 0.95), "bfloat16": (0.5, 0.9
 FEW_BITS = (0.0, 0.5)
 
 
+def held_to(dtype: str, figures: dict[str, float]) -> dict[str, float]:
+    """The figures of what was read back, unless numbers of this dtype should be nearer.
+
+    Raises:
+        ArtifactError: they should.
+    """
+    kept, top1 = LIMITS.get(dtype, FEW_BITS)
+    if not (figures["update_kept"] >= kept and figures["top1_agreement"] >= top1):
+        raise ArtifactError(
+            f"the GGUF file differs from the adapter on its base: {figures['update_kept']:.0%} of the adapter's "
+            f"effect is left, the first choice agrees at {figures['top1_agreement']:.0%} of positions",
+            where=dtype,
+            why="numbers of few bits, or a mistake in the file",
+            fix="--dtype float16, or q8_0",
+        )
+    return figures
+
+
 class GgufFormat:
     """Weights W + delta W in llama.cpp's file format, with tokenizer, chat template and stop tokens."""
 
@@ -51,17 +69,7 @@ class GgufFormat:
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Read back by Transformers, where it reads this family."""
-        figures = differences(read_gguf(artifact, folder / FILE), probes, artifact.outputs)
-        kept, top1 = LIMITS.get(artifact.dtype, FEW_BITS)
-        if not (figures["update_kept"] >= kept and figures["top1_agreement"] >= top1):
-            raise ArtifactError(
-                f"the GGUF file differs from the adapter on its base: {figures['update_kept']:.0%} of the adapter's "
-                f"effect is left, the first choice agrees at {figures['top1_agreement']:.0%} of positions",
-                where=artifact.dtype,
-                why="numbers of few bits, or a mistake in the file",
-                fix="--dtype float16, or q8_0",
-            )
-        return figures
+        return held_to(artifact.dtype, differences(read_gguf(artifact, folder / FILE), probes, artifact.outputs))
 
 
 EXPORTS.register(GgufFormat())

@@ -73,7 +73,7 @@ class GgufAdapterFormat:
         config = artifact.subject.model.config.get_text_config()
         model = artifact.load_adapted()
         try:
-            put_back(model, _read(folder / FILE, family_of(config), config, list(factors(model))))
+            put_back(model, read_factors(folder / FILE, family_of(config), config, list(factors(model))))
         except (KeyError, RuntimeError) as error:
             raise ArtifactError(f"the file does not hold what was written: {error}", where=FILE) from error
         figures = differences(model, probes, artifact.outputs)
@@ -85,7 +85,7 @@ def _blocks(config: Any) -> int:
     return int(getattr(config, "num_hidden_layers", None) or config.n_layer)
 
 
-def _read(path: Path, family: Family, config: Any, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+def read_factors(path: Path, family: Family, config: Any, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Matrices by module, scaled, with rows in Transformers' order."""
     reader = GGUFReader(path)
     alpha = float(reader.fields["adapter.lora.alpha"].contents())

@@ -29,22 +29,23 @@ class OllamaFormat(GgufFormat):
 
     def write(self, artifact: Artifact, folder: Path) -> None:
         """The template first: one that cannot be written costs no merge."""
-        text = _text(artifact)
+        text = modelfile_of(artifact)
         super().write(artifact, folder)
         (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """The weights as in GGUF; the Modelfile by its text."""
-        if (folder / MODELFILE).read_bytes().decode() != _text(artifact):
+        if (folder / MODELFILE).read_bytes().decode() != modelfile_of(artifact):
             raise ArtifactError("the Modelfile is not the one of this adapter", where=str(folder / MODELFILE))
         return super().verify(artifact, folder, probes)
 
 
-def _text(artifact: Artifact) -> str:
+def modelfile_of(artifact: Artifact, weights: str = FILE, adapter: str = "") -> str:
+    """The text of the Modelfile for these files."""
     form = chat_form(artifact.processor)
     stops = stop_texts(artifact.processor, artifact.generation)
     note = "# A date in the template is that of this export.\n" if DATE in str(artifact.processor.chat_template) else ""
-    return note + modelfile(FILE, form.go() if form else RAW, stops, artifact.system)
+    return note + modelfile(weights, form.go() if form else RAW, stops, artifact.system, adapter)
 
 
 EXPORTS.register(OllamaFormat())

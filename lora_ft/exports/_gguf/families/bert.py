@@ -17,7 +17,6 @@ def _parameters(writer: Any, config: Any) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_token_type_count(config.type_vocab_size)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
 
 
 FAMILIES = (

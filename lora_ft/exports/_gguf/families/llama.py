@@ -11,7 +11,7 @@ from lora_ft.exports._gguf.family import Family
 
 
 def _parameters(writer: Any, config: Any) -> None:
-    decoder(writer, config)
+    decoder(writer, config, getattr(config, "sliding_window", None))
     scaled_rope(writer, config)
     writer.add_rope_dimension_count(head_dim(config))
 

@@ -9,7 +9,7 @@ from lora_ft.exports._gguf.family import Family
 
 
 def _parameters(writer: Any, config: Any) -> None:
-    decoder(writer, config)
+    decoder(writer, config, getattr(config, "sliding_window", None))
     scaled_rope(writer, config)
 
 
