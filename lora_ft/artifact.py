@@ -42,7 +42,7 @@ class Subject:
         adapter: its PEFT config.
         model: the base's modules without weights (meta device), with config and generation config.
         new_tokens: whether tokens were added.
-        pooling: which token vectors make a text's: mean, cls or last; "" where none are pooled.
+        options: the task's, as the recipe sets them.
     """
 
     task: str
@@ -51,7 +51,12 @@ class Subject:
     adapter: Any
     model: Any
     new_tokens: bool = False
-    pooling: str = ""
+    options: Any = None
+
+    @property
+    def pooling(self) -> str:
+        """Which token vectors make a text's: mean, cls or last; "" where none are pooled."""
+        return str(getattr(self.options, "pooling", ""))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import transformers
@@ -57,9 +58,12 @@ def artifact_of(  # noqa: PLR0913 - each is what one test varies
         tied = bool(getattr(model.config, "tie_word_embeddings", False))
         return StateWeights({n: t for n, t in model.state_dict().items() if not (tied and n in shared)})
 
-    adapter = build_config(method, options, peft_type, base)
+    subject = Subject(
+        task, auto_class, method, build_config(method, options, peft_type, base), empty,
+        options=SimpleNamespace(pooling=pooling),
+    )  # fmt: skip
     artifact = Artifact(
-        subject=Subject(task, auto_class, method, adapter, empty, pooling=pooling), folder=Path(folder),
+        subject=subject, folder=Path(folder),
         processor=tokenizer, base="tiny", outputs=outputs, dtype=dtype,
         generation=generation or {"eos_token_id": [3]}, merged=merged, unmerged=lambda: tensors(copy.deepcopy(base)),
         load_base=lambda: copy.deepcopy(base), load_adapted=lambda: load_adapter(copy.deepcopy(base), folder),

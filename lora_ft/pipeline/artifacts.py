@@ -184,8 +184,8 @@ def subject(recipe: Recipe, task: Task, processor: Any, config: Any, given: Give
         if task.auto_class is not None:
             model.tie_weights()
             fit_processor(model, task, processor, grow=bool(recipe.data.add_tokens))
-    pooling = str(getattr(getattr(task, "options", None), "pooling", ""))
-    return Subject(task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens), pooling)
+    options = getattr(task, "options", None)
+    return Subject(task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens), options)
 
 
 def _stored(opened: Opened) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError
+from lora_ft.exports._sentence import write_sentence_layout
 from lora_ft.exports.mergeable import check_mergeable
 from lora_ft.exports.publish import differences
 from lora_ft.exports.shards import write_shards
@@ -46,6 +47,8 @@ class MergedFormat:
             model.generation_config.update(**artifact.generation)
             model.generation_config.save_pretrained(folder)
         artifact.processor.save_pretrained(str(folder))
+        if artifact.subject.pooling:
+            write_sentence_layout(folder, artifact.subject.options, int(model.config.hidden_size))
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Read back by plain Transformers; float32 must agree to 1e-3, 16 bits must keep half of the update."""
