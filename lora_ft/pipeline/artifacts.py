@@ -15,21 +15,19 @@ from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.models.load import stored_dtype
 from lora_ft.models.streaming import NotStreamable, read_streamed
-from lora_ft.recipe import Recipe
 from lora_ft.records import Listener, Silent
-from lora_ft.registry import EXPORTS, ExportFormat, Task
+from lora_ft.registry import EXPORTS, ExportFormat
 from lora_ft.report import model_card, public_name
 from lora_ft.runs import Run
 from lora_ft_adapters import UnmergeableError, build_config
-from lora_ft_adapters.apply import read_config
 from lora_ft_adapters.behaviour import behaviour_of
 
 from .loading import load, plain_base
 from .on_base import OnBase, Opened, open_run, unmergeable
-from .prepare import base_spec, source_of
+from .prepare import base_spec
 from .probing import probe_inputs
-from .ready import fit_processor
 from .rows import Given
+from .subjects import subject_of
 from .two_bases import chosen_base
 from .unmerging import unmerge_into
 
@@ -163,29 +161,6 @@ def _trained(opened: Opened) -> Any:
     quantised = opened.run.facts["quant"] != "none"
     dtype = None if quantised else "float32"
     return load(opened.run, dtype=dtype, quantised=quantised, listener=opened.listener, given=opened.given)
-
-
-def subject_of(opened: Opened) -> Subject:
-    """What a format may ask of the run's adapter before any weight is read."""
-    return subject(opened.recipe, opened.task, opened.processor, read_config(opened.run.adapter), opened.given)
-
-
-def subject(recipe: Recipe, task: Task, processor: Any, config: Any, given: Given, source: str = "") -> Subject:
-    """The same before training.
-
-    Args:
-        recipe, task, processor, given: of the run.
-        config: of PEFT.
-        source: where the base's files are, if that is known.
-    """
-    model: Any = given.model
-    if model is None:
-        model = base_spec(recipe, task, source or source_of(recipe, task, Silent()), given).skeleton()
-        if task.auto_class is not None:
-            model.tie_weights()
-            fit_processor(model, task, processor, grow=bool(recipe.data.add_tokens))
-    options = getattr(task, "options", None)
-    return Subject(task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens), options)
 
 
 def _stored(opened: Opened) -> str:

@@ -7,9 +7,9 @@ from lora_ft.errors import UsageError, did_you_mean
 from lora_ft.recipe import Recipe
 from lora_ft.registry import EXPORTS, ExportFormat
 
-from .artifacts import subject
 from .prepare import Prepared
 from .rows import Given
+from .subjects import subject
 
 
 def formats_of(target: str) -> list[ExportFormat]:
