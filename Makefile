@@ -15,6 +15,9 @@ test: lint
 
 test-slow: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --target build/torchao --upgrade torchao
+	PYTHONPATH=build/torchao OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" -k torchao \
+	  tests/integration/test_torchao.py tests/contract/test_registries.py
 
 # llama.cpp itself reads what is exported for it; its Python package is built from source, about 6 minutes on 2 cores.
 interop: install-dev

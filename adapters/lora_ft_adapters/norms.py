@@ -60,5 +60,6 @@ def _relative(change: float, layer: Any) -> float | None:
     weight = getattr(layer.get_base_layer(), "weight", None)
     if weight is None or not weight.is_floating_point():  # unpacking 8-bit weights changes the layer's state
         return None
-    size = float(weight.detach().float().norm())
+    whole = weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight  # torchao's has no norm
+    size = float(whole.detach().float().norm())
     return change / size if size else None

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,17 @@ def fingerprint(model: nn.Module, fresh: Collection[str] = (), dtype: torch.dtyp
     def values(parameter: Tensor, index: Tensor) -> Tensor:
         return parameter.detach().flatten()[index.to(parameter.device)].cpu()
 
-    return _digest({n: (tuple(p.shape), partial(values, p)) for n, p in model.named_parameters()}, fresh, dtype)
+    held = {n: t for name, p in model.named_parameters() for n, t in _parts(name, p)}
+    return _digest({n: (tuple(t.shape), partial(values, t)) for n, t in held.items()}, fresh, dtype)
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensor, or those that one of a kind of its own (torchao's) is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for own in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{own}", getattr(tensor, own))
 
 
 def fingerprint_of_files(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_ft.errors import UsageError, did_you_mean
+from lora_ft.models.load import pick_device
 from lora_ft.registry import QUANTIZERS
 
 from ._base import Options, QuantizerBase
@@ -18,6 +19,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "int4_weight_only": ("Int4WeightOnlyConfig", {"group_size": 128}),
     "float8_weight_only": ("Float8WeightOnlyConfig", {}),
 }
+
+ON_GPU = ("int4_weight_only",)
 
 
 class TorchAoOptions(Options):
@@ -43,6 +46,8 @@ class TorchAo(QuantizerBase):
             raise UsageError(f"quant: torchao has no config {wanted!r} that trains; {did_you_mean(wanted, CONFIGS)}")
         if importlib.util.find_spec("torchao") is None:
             raise UsageError("quant: torchao needs torchao", fix="pip install 'lora-ft[quant]' torchao")
+        if wanted in ON_GPU and pick_device().type == "cpu":
+            raise UsageError(f"quant: torchao:{wanted} has no product with a gradient on a CPU", fix="quant: nf4")
         from torchao import quantization
         from transformers import TorchAoConfig
 
@@ -50,6 +55,16 @@ class TorchAo(QuantizerBase):
         if self.options.group_size is not None:
             arguments = {**arguments, "group_size": self.options.group_size}
         return {"quantization_config": TorchAoConfig(getattr(quantization, name)(**arguments))}
+
+    def quantises(self, empty: Any) -> frozenset[str]:
+        """Names of the layers whose weights are replaced; their modules stay as they are."""
+        from transformers.quantizers.auto import AutoHfQuantizer
+
+        config = self.load_arguments(torch.float32)["quantization_config"]
+        quantizer: Any = AutoHfQuantizer.from_config(config, pre_quantized=False)
+        quantizer.preprocess_model(model=empty, dtype=torch.float32, device_map={"": "cpu"})
+        names = [n for n, m in empty.named_modules() if isinstance(m, torch.nn.Linear)]
+        return frozenset(n for n in names if quantizer.param_needs_quantization(empty, f"{n}.weight"))
 
     def round_trip(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Quantised and dequantised."""
