@@ -29,6 +29,8 @@ from benchmarks._side_by_side import facts, write
 from lora_ft.errors import LoraFtError
 from lora_ft.exports import read_probes
 from lora_ft.models.resolve import resolve
+from lora_ft.pipeline.loading import load, plain_base
+from lora_ft.records import Silent
 from lora_ft_adapters import load_adapter
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -39,7 +41,7 @@ RATES = {"vera": 3e-2, "ia3": 3e-2, "prefix_tuning": 3e-2}
 BASES = {"float32": ("float32", "none"), "bfloat16": ("bfloat16", "none"), "nf4": ("float32", "nf4")}
 EXPORTED = (
     ("peft", None), ("merged", "float32"), ("merged", "bfloat16"), ("gguf", "float32"), ("gguf", "float16"),
-    ("gguf", "q8_0"), ("gguf-adapter", None), ("ollama", "float16"), ("onnx", None), ("vllm", None), ("mlx", None),
+    ("gguf", "q8_0"), ("gguf-adapter", None), ("ollama", "float16"), ("ollama-adapter", "float32"), ("onnx", None), ("vllm", None), ("mlx", None),
     ("quantised", None),
 )  # fmt: skip
 NEW_TOKENS, PROMPTS = 64, 4
@@ -89,7 +91,7 @@ def measure(run: lora_ft.Run, folder: Path) -> dict[str, Any]:
         found[key] = {k: figures[k] for k in kept if k in figures}
         model = reread(run, name, out)
         if model is not None:
-            reference = reference or greedy(adapted(run), run)
+            reference = reference or greedy(adapted(run).model, run)
             found[key]["greedy"] = agreement(reference, greedy(model, run))
         print(f"  {key:<18} {found[key]}", flush=True)
     return found
@@ -97,10 +99,8 @@ def measure(run: lora_ft.Run, folder: Path) -> dict[str, Any]:
 
 def adapted(run: lora_ft.Run) -> Any:
     """The adapter on its base, in float32 where the base is not quantised."""
-    from lora_ft.pipeline import load
-
     quantised = run.final.facts["quant"] != "none"
-    return load(run, dtype=None if quantised else "float32").model
+    return load(run, dtype=None if quantised else "float32")
 
 
 def reread(run: lora_ft.Run, name: str, folder: Path) -> Any:
@@ -112,7 +112,8 @@ def reread(run: lora_ft.Run, name: str, folder: Path) -> Any:
     if name == "quantised":
         return AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"}).eval()
     if name in ("peft", "vllm"):
-        return load_adapter(adapted(run).unload(), folder, "read_back")
+        loaded = adapted(run)
+        return load_adapter(plain_base(loaded, Silent(), quantised=True), folder, "read_back")
     return None
 
 

@@ -22,7 +22,9 @@ from .probe_file import FACTS_FILE, GOLDEN_FILE
 ROWS, COLUMNS = 16, 256  # of an output that are kept; all of them where there are at most 16 and 512
 SEALED = ("adapter_model.safetensors", "adapter_config.json")
 # Largest difference relative to the largest number, and share of the adapter's effect; both must be passed to fail.
-SAME = {"float32": (1e-4, 5e-4), "bfloat16": (5e-2, 0.2), "float16": (2e-2, 0.2)}
+# Measured on SmolLM2 in bfloat16: 0 on one machine, 0.033 and 0.031 between CPUs with and without AVX-512 (oneDNN's
+# ONEDNN_MAX_CPU_ISA=AVX2) or bfloat16 products. float16 has three more bits.
+SAME = {"float32": (1e-4, 5e-4), "bfloat16": (5e-2, 0.1), "float16": (1e-2, 0.03)}
 NOISE = 2.5  # measured: 1.1 between float32 and bfloat16; a halved scaling is at 3 or more
 OTHER = (5e-2, 0.5)
 MOST = 0.2  # relative to the largest number; further off than this no rounding to 16 bits is
