@@ -41,7 +41,8 @@ RATES = {"vera": 3e-2, "ia3": 3e-2, "prefix_tuning": 3e-2}
 BASES = {"float32": ("float32", "none"), "bfloat16": ("bfloat16", "none"), "nf4": ("float32", "nf4")}
 EXPORTED = (
     ("peft", None), ("merged", "float32"), ("merged", "bfloat16"), ("gguf", "float32"), ("gguf", "float16"),
-    ("gguf", "q8_0"), ("gguf-adapter", None), ("ollama", "float16"), ("ollama-adapter", "float32"), ("onnx", None), ("vllm", None), ("mlx", None),
+    ("gguf", "q8_0"), ("gguf-adapter", None), ("ollama", "float16"), ("ollama-adapter", "float32"),
+    ("onnx", None), ("vllm", None), ("mlx", None),
     ("quantised", None),
 )  # fmt: skip
 NEW_TOKENS, PROMPTS = 64, 4
