@@ -113,6 +113,12 @@ def _export(
         probes = based.probes
     else:
         probes = _beside(opened)
+    if not probes:
+        raise ArtifactError(
+            "there is no input to compare the artifact by: the run kept hashes alone, and its rows are gone",
+            where=opened.recipe.data.train if isinstance(opened.recipe.data.train, str) else "data.train",
+            fix="put the run's data back where it was",
+        )
     artifact = _artifact(opened, about, dtype or chosen.default_dtype(_stored(opened)), based, probes)
 
     def finish(folder: Path, figures: Mapping[str, float]) -> None:

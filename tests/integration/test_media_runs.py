@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import lora_ft
-from lora_ft.errors import DataError, Interrupted
+from lora_ft.errors import ArtifactError, DataError, Interrupted
 from lora_ft.records import Silent
 from tests.cases.image_classification import files
 
@@ -142,3 +143,14 @@ def test_the_command_says_the_row_and_exits_with_3(recipe, tmp_path):
     assert done.returncode == 3
     assert "rows.jsonl:8" in "".join(done.stderr.split())
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.slow
+def test_nothing_is_published_where_there_is_nothing_to_compare_it_by(recipe, tmp_path):
+    run = lora_ft.train(recipe, overrides=["train.probe_text=false", "train.steps=2"], out=tmp_path / "run")
+    assert lora_ft.merge(run, tmp_path / "merged")["max_difference"] < 1e-4
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(ArtifactError, match="no input to compare") as caught:
+        lora_ft.merge(run, tmp_path / "blind")
+    assert "data back" in caught.value.fix
+    assert not (tmp_path / "blind").exists()
