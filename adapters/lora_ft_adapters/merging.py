@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -81,6 +81,8 @@ def merged(model: PeftModel) -> Iterator[PeftModel]:
         with quiet():
             model.merge_adapter(safe_merge=True)
     except (NotImplementedError, AttributeError, ValueError) as error:
+        with suppress(UnmergeableError):
+            _unmerge(model, held)  # some layers are merged by now
         raise UnmergeableError(f"{_kind(model)} cannot be merged: {error}") from error
     try:
         yield model

@@ -160,6 +160,8 @@ def check_target(target: Path) -> None:
     """Refuse a target that holds something, or that cannot be made."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("the output directory is in use", where=str(target), fix="--out ANOTHER_DIR")
+    if target.is_symlink() or target.resolve() == Path.cwd():
+        raise UsageError("the output directory must be a new one", where=str(target), fix="--out ANOTHER_DIR")
     above = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
     if not above.is_dir():
         raise UsageError(f"{above} is a file, so there is no folder in it", where=str(target), fix="--out ANOTHER_DIR")

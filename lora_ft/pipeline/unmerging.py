@@ -19,6 +19,7 @@ from lora_ft_adapters.weights import Weights
 from .on_base import Opened, hollow, rounded, rounding_of
 from .probing import probe_inputs
 
+KEPT = 0.5  # of the way back to the base's answers
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a tensor's largest number
 
 
@@ -54,6 +55,11 @@ class _Base:
         inputs, _ = probe_inputs(self.opened, on_base, self.opened.listener)
         expected = [Probe(p.inputs, p.adapted, p.base) for p in exports.probe(on_base, inputs, artifact.outputs)]
         figures = differences(read_streamed(folder, self.opened.task.auto_class), expected, artifact.outputs)
+        if not figures["update_kept"] >= KEPT:
+            raise ArtifactError(
+                "what comes out answers like the base no more than the merged model does",
+                why="the adapter is not the one that was merged, or rounding hides its update",
+            )
         return {**figures, "weights_difference": worst}
 
 
@@ -62,7 +68,13 @@ def weights_difference(base: Weights, found: Weights) -> float:
     worst = 0.0
     for name in base:
         one, other = base[name].float(), found[name].float()
-        worst = max(worst, float((one - other).abs().max() / one.abs().max().clamp(min=1e-12)))
+        if not one.numel():
+            continue
+        off = float((one - other).abs().max() / one.abs().max().clamp(min=1e-12))
+        if not off <= worst:  # NaN too
+            worst = off
+        if worst != worst:
+            break
     return worst
 
 

@@ -147,6 +147,39 @@ def test_an_encoder_of_sentences_is_written_with_its_own_pooling(pooling, number
     assert fields["tokenizer.ggml.normalizer.lowercase"].contents()
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"), ("qwen2", {"hidden_act": "relu"}, "hidden_act"),
+        ("phi3", {"hidden_act": "gelu"}, "hidden_act"), ("gpt2", {"activation_function": "relu"}, "activation"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"),
+        ("gemma2", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
+        ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("gemma3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("gemma", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type"),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_would_compute_otherwise_is_refused(name, change, said, tokenizer, tmp_path, monkeypatch):
+    """It reads no such key; Transformers reads the file back with the run's own config and would see no difference."""
+    kind, options = MODELS[name]
+    monkeypatch.setitem(MODELS, name, (kind, options | change))
+    with pytest.raises(UsageError, match=f"answer otherwise: .*{said}"):
+        written(name, tokenizer, tmp_path)
+
+
+def test_the_numbers_of_yarn_are_written(tokenizer, tmp_path, monkeypatch):
+    yarn = {
+        "rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 64,
+        "attention_factor": 2.0, "beta_fast": 8.0, "beta_slow": 4.0,
+    }  # fmt: skip
+    monkeypatch.setitem(MODELS, "qwen2", ("Qwen2", SIZES | {"rope_parameters": yarn}))
+    written("qwen2", tokenizer, tmp_path)
+    fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
+    got = [fields[f"qwen2.rope.scaling.yarn_{n}"].contents() for n in ("attn_factor", "beta_fast", "beta_slow")]
+    assert got == [2.0, 8.0, 4.0]
+
+
 def test_a_window_that_llama_cpp_does_not_have_is_where_the_file_ends(tokenizer, tmp_path, monkeypatch):
     written("mistral", tokenizer, tmp_path / "all")
     assert _context(tmp_path / "all") == 128
@@ -165,8 +198,24 @@ def test_a_way_of_splitting_text_without_a_name_is_refused():
 
     level = {"type": "ByteLevel", "use_regex": True}
     assert split_name(rules({"type": "Digits", "individual_digits": True}, level)) == "smollm"
-    llama = {"type": "Split", "pattern": {"Regex": r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"}}
-    assert split_name(rules(llama, level)) == "llama-bpe"
+    end = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    start = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    newer = (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{words}|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{words}|\p{{N}}{{1,3}}"
+    )
+    known = {
+        start + "{1,3}" + end: "llama-bpe", start + end: "qwen2",
+        newer + end.replace(r"[\r\n]*", r"[\r\n/]*"): "gpt-4o",
+    }  # fmt: skip
+    for pattern, name in known.items():
+        split = {"type": "Split", "pattern": {"Regex": pattern}}
+        assert split_name(rules(split, {**level, "use_regex": False})) == name
+        for near in (pattern.replace(r"\p{L}+", r"[\p{L}\p{M}]+"), pattern + r"|\d"):
+            if near != pattern:
+                with pytest.raises(UsageError, match="no name here"):
+                    split_name(rules({"type": "Split", "pattern": {"Regex": near}}, level))
     with pytest.raises(UsageError, match="no name here"):
         split_name(rules({"type": "Whitespace"}, level))
 

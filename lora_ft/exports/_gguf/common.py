@@ -1,7 +1,7 @@
 """Keys that most decoders share."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gguf
@@ -63,8 +63,29 @@ def scaled_rope(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(found["factor"])
         writer.add_rope_scaling_orig_ctx_len(found["original_max_position_embeddings"])
+        more = {
+            "attention_factor": writer.add_rope_scaling_yarn_attn_factor,
+            "beta_fast": writer.add_rope_scaling_yarn_beta_fast,
+            "beta_slow": writer.add_rope_scaling_yarn_beta_slow,
+        }
+        for name, add in more.items():
+            if found.get(name) is not None:
+                add(float(found[name]))
     elif kind not in ("default", "llama3"):
         raise UsageError(f"rotary embeddings of kind {kind!r} cannot be written as GGUF here", fix="--format merged")
+
+
+def only(**allowed: tuple[Any, ...]) -> Callable[[Any], str]:
+    """A reason against every config in which one of these settings, where there is one, has another value."""
+
+    def cannot(config: Any) -> str:
+        for name, values in allowed.items():
+            got = getattr(config, name, None)
+            if got is not None and got not in values:
+                return f"{name} is {got!r}, and it computes with {' or '.join(map(repr, values))}"
+        return ""
+
+    return cannot
 
 
 def llama3_factors(config: Any) -> Iterable[tuple[str, Tensor]]:

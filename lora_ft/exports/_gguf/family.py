@@ -40,6 +40,8 @@ class Family:
         more: tensors that Transformers computes and the file holds.
         auto_classes: what may be written; a head of another kind has no place in the format.
         rows: what `change` does to the rows of a weight, for the B of a LoRA.
+        cannot: why llama.cpp would compute something else than this config says; "" where it does not. Nothing that is
+            read back with the config can tell.
         reader: how a file is read back: by Transformers with our config, "alone" by Transformers as another model of
             the same form, or through this "table" where Transformers reads no such file.
     """
@@ -54,6 +56,7 @@ class Family:
     more: Callable[[Any], Iterable[tuple[str, Tensor]]] = no_more
     auto_classes: tuple[str, ...] = ("AutoModelForCausalLM",)
     rows: Change = same
+    cannot: Callable[[Any], str] = lambda config: ""
     reader: str = "config"
 
     def names(self, blocks: int) -> Callable[[str], str]:
@@ -100,4 +103,7 @@ def family_of(config: Any) -> Family:
             why=f"possible are {', '.join(sorted(families()))}",
             fix="lora-ft export --format merged, then llama.cpp's own converter",
         )
-    return families()[kind]
+    found = families()[kind]
+    if reason := found.cannot(config):
+        raise UsageError(f"llama.cpp would answer otherwise: {reason}", fix="--format merged, or --format onnx")
+    return found

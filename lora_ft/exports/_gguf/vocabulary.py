@@ -11,6 +11,16 @@ from lora_ft.errors import UsageError
 
 UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0  # as llama.cpp's own converter writes them
 SPACE = "\u2581"
+# Patterns of tokenizer.json and llama.cpp's names for them (its src/llama-vocab.cpp has both).
+_WORDS, _REST = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_START = r"[^\r\n\p{L}\p{N}]?"
+SPLITS = {
+    f"{_WORDS}|{_START}\\p{{L}}+|\\p{{N}}{{1,3}}{_REST}": "llama-bpe",
+    f"{_WORDS}|{_START}\\p{{L}}+|\\p{{N}}{_REST}": "qwen2",
+    f"{_START}{_UPPER}*{_LOWER}+{_WORDS}?|{_START}{_UPPER}+{_LOWER}*{_WORDS}?|\\p{{N}}{{1,3}}"
+    + _REST.replace(r"[\r\n]*", r"[\r\n/]*"): "gpt-4o",
+}
 
 
 def write_vocabulary(writer: Any, tokenizer: Any, folder: Path, size: int, stops: list[int]) -> None:
@@ -107,11 +117,8 @@ def split_name(rules: Mapping[str, Any]) -> str:
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return "smollm"
-    if len(patterns) == 1 and kinds[-1] == "ByteLevel":
-        if r"\p{N}{1,3}" in patterns[0] and "(?i:'s" in patterns[0]:
-            return "llama-bpe"
-        if r"|\p{N}|" in patterns[0] and "(?i:'s" in patterns[0]:
-            return "qwen2"
+    if kinds == ["Split", "ByteLevel"] and patterns[0] in SPLITS:
+        return SPLITS[patterns[0]]
     raise UsageError(
         "the tokenizer splits text in a way that has no name here, so llama.cpp would split it differently",
         why=f"pre-tokenizer steps {kinds}, patterns {patterns}",

@@ -4,6 +4,7 @@ from typing import Any
 
 import gguf
 
+from lora_ft.exports._gguf.common import only
 from lora_ft.exports._gguf.family import Family
 
 
@@ -23,6 +24,6 @@ FAMILIES = (
     Family(
         ("bert",), gguf.MODEL_ARCH.BERT, _parameters, rename=lambda name: name.removeprefix("bert."),
         leave_out=lambda name: "pooler." in name or name.endswith("position_ids"), auto_classes=("AutoModel",),
-        reader="table",
+        cannot=only(hidden_act=("gelu",), position_embedding_type=("absolute",), is_decoder=(False,)), reader="table",
     ),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 import gguf
 from torch import Tensor
 
-from lora_ft.exports._gguf.common import decoder, rope
+from lora_ft.exports._gguf.common import decoder, head_dim, only, rope
 from lora_ft.exports._gguf.family import Family
 
 
@@ -32,6 +32,41 @@ def _gemma3(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_factor(rope(config)["factor"])
 
 
+_GELU = only(
+    hidden_activation=("gelu_pytorch_tanh",), hidden_act=("gelu_pytorch_tanh", "gelu"), attention_bias=(False,)
+)
+
+
+def _gemma_cannot(config: Any) -> str:
+    kind = rope(config)["rope_type"]
+    return _GELU(config) or (f"rope_type is {kind!r}, and it has the default alone" if kind != "default" else "")
+
+
+def _scale(config: Any, large: int) -> str:
+    """Of attention: llama.cpp has 1 / sqrt(head_dim), but for the model of 27B, which it knows by its blocks."""
+    wanted = config.hidden_size // config.num_attention_heads if config.num_hidden_layers == large else head_dim(config)
+    got = config.query_pre_attn_scalar
+    return f"query_pre_attn_scalar is {got}, and it computes with {wanted}" if got != wanted else ""
+
+
+def _pattern(config: Any, every: int) -> str:
+    """Which layers look at everything: each `every`-th."""
+    whole = [kind == "full_attention" for kind in getattr(config, "layer_types", None) or ()]
+    if all(is_whole == ((i + 1) % every == 0) for i, is_whole in enumerate(whole)):
+        return ""
+    return f"layer_types are not those of every such model: full attention in each {every}th layer"
+
+
+def _gemma2_cannot(config: Any) -> str:
+    return _gemma_cannot(config) or _scale(config, 46) or _pattern(config, 2)
+
+
+def _gemma3_cannot(config: Any) -> str:
+    kind = rope(config)["rope_type"]
+    odd = f"rope_type is {kind!r}" if kind not in ("default", "linear") else ""
+    return odd or _GELU(config) or _scale(config, 62) or _pattern(config, 6)
+
+
 def _change(name: str, tensor: Tensor, config: Any) -> Tensor:
     return tensor.float() + 1 if name.endswith("norm.weight") else tensor
 
@@ -41,7 +76,7 @@ def _undo(name: str, tensor: Tensor, config: Any) -> Tensor:
 
 
 FAMILIES = (
-    Family(("gemma",), gguf.MODEL_ARCH.GEMMA, _gemma, _change, _undo, reader="table"),
-    Family(("gemma2",), gguf.MODEL_ARCH.GEMMA2, _gemma2, _change, _undo),
-    Family(("gemma3_text",), gguf.MODEL_ARCH.GEMMA3, _gemma3, _change, _undo),
+    Family(("gemma",), gguf.MODEL_ARCH.GEMMA, _gemma, _change, _undo, cannot=_gemma_cannot, reader="table"),
+    Family(("gemma2",), gguf.MODEL_ARCH.GEMMA2, _gemma2, _change, _undo, cannot=_gemma2_cannot),
+    Family(("gemma3_text",), gguf.MODEL_ARCH.GEMMA3, _gemma3, _change, _undo, cannot=_gemma3_cannot),
 )

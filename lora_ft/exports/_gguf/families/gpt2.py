@@ -5,6 +5,7 @@ from typing import Any
 import gguf
 from torch import Tensor
 
+from lora_ft.exports._gguf.common import only
 from lora_ft.exports._gguf.family import Family
 
 
@@ -26,5 +27,9 @@ FAMILIES = (
     Family(
         ("gpt2",), gguf.MODEL_ARCH.GPT2, _parameters, _change, _change,
         leave_out=lambda name: name.endswith((".attn.bias", ".attn.masked_bias")),
+        cannot=only(
+            activation_function=("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), scale_attn_weights=(True,),
+            scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False,),
+        ),
     ),
 )  # fmt: skip

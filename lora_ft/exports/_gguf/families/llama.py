@@ -6,7 +6,7 @@ from typing import Any
 import gguf
 from torch import Tensor
 
-from lora_ft.exports._gguf.common import decoder, halve, head_dim, interleave, llama3_factors, scaled_rope
+from lora_ft.exports._gguf.common import decoder, halve, head_dim, interleave, llama3_factors, only, scaled_rope
 from lora_ft.exports._gguf.family import Family
 
 
@@ -33,5 +33,6 @@ def _undo(name: str, tensor: Tensor, config: Any) -> Tensor:
     return halve(tensor, heads) if heads else tensor
 
 
-_LLAMA = Family(("llama",), gguf.MODEL_ARCH.LLAMA, _parameters, _change, _undo, more=llama3_factors, rows=_change)
+_LLAMA = Family(("llama",), gguf.MODEL_ARCH.LLAMA, _parameters, _change, _undo, more=llama3_factors, rows=_change,
+                cannot=only(hidden_act=("silu", "swish")))  # fmt: skip
 FAMILIES = (_LLAMA, replace(_LLAMA, types=("mistral",), reader="alone"))

@@ -4,12 +4,12 @@ from typing import Any
 
 import gguf
 
-from lora_ft.exports._gguf.common import decoder, head_dim, scaled_rope
+from lora_ft.exports._gguf.common import decoder, head_dim, only, scaled_rope
 from lora_ft.exports._gguf.family import Family
 
 
 def _parameters(writer: Any, config: Any) -> None:
-    decoder(writer, config)
+    decoder(writer, config, config.sliding_window)
     scaled_rope(writer, config)
     share = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
     writer.add_rope_dimension_count(int(share * head_dim(config)))
@@ -19,4 +19,4 @@ def _parameters(writer: Any, config: Any) -> None:
     writer.add_sliding_window(config.sliding_window or 0)
 
 
-FAMILIES = (Family(("phi3",), gguf.MODEL_ARCH.PHI3, _parameters),)
+FAMILIES = (Family(("phi3",), gguf.MODEL_ARCH.PHI3, _parameters, cannot=only(hidden_act=("silu", "swish"))),)

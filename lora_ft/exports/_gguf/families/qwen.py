@@ -4,7 +4,7 @@ from typing import Any
 
 import gguf
 
-from lora_ft.exports._gguf.common import decoder, scaled_rope
+from lora_ft.exports._gguf.common import decoder, only, scaled_rope
 from lora_ft.exports._gguf.family import Family
 
 
@@ -13,7 +13,8 @@ def _parameters(writer: Any, config: Any) -> None:
     scaled_rope(writer, config)
 
 
+SILU = only(hidden_act=("silu", "swish"))
 FAMILIES = (
-    Family(("qwen2",), gguf.MODEL_ARCH.QWEN2, _parameters),
-    Family(("qwen3",), gguf.MODEL_ARCH.QWEN3, _parameters),
+    Family(("qwen2",), gguf.MODEL_ARCH.QWEN2, _parameters, cannot=SILU),
+    Family(("qwen3",), gguf.MODEL_ARCH.QWEN3, _parameters, cannot=SILU),
 )
