@@ -17,6 +17,7 @@ from lora_ft_adapters.streaming import hollow_out, lend
 from lora_ft_adapters.weights import TensorFolder, Weights
 
 from .file_names import model_names
+from .fingerprint import fingerprint_of_files
 from .load import grow_embeddings, local_folder
 from .opening import BaseSpec
 
@@ -157,6 +158,20 @@ def hollow_base(spec: BaseSpec, tokens: int = 0, fresh: tuple[str, ...] = ()) ->
     _load_buffers(model, weights)
     hollow_out(model, torch.float32)
     return model.eval(), weights
+
+
+def files_fingerprint(spec: BaseSpec, fresh: tuple[str, ...], dtype: torch.dtype) -> str:
+    """Of the tensors in a base's files, whatever they are quantised to when they are loaded; "" where that is unknown.
+
+    Args:
+        spec, fresh: as for `hollow_base`.
+        dtype: of training.
+    """
+    try:
+        model, weights = hollow_base(spec, fresh=fresh)
+    except NotStreamable:
+        return ""
+    return fingerprint_of_files(model, weights, fresh, dtype)
 
 
 def read_streamed(folder: Path, auto_class: str) -> Any:

@@ -31,6 +31,7 @@ from .probing import check_record, probe_inputs
 from .ready import fit_processor, quantizer_of
 from .rows import Given
 
+FILES = "files_fingerprint"  # in run.json: of a base that was quantised, what its files held
 KEPT_APART = "lora-ft export --format peft keeps it beside its base"
 
 
@@ -177,12 +178,8 @@ def _streamed(opened: Opened, rounding: Quantizer | None) -> OnBase:
         raise NotStreamable("its files are quantised")
     model, base = hollow(opened)
     trained = getattr(torch, facts["dtype"])
-    mark = (
-        fingerprint_of_files(model, base.ungrown(), facts.get("fresh", ()), trained)
-        if facts["quant"] == "none"
-        else None
-    )
-    if mark is not None and mark != facts["fingerprint"]:
+    wanted = facts["fingerprint"] if facts["quant"] == "none" else facts.get(FILES)
+    if wanted and wanted != fingerprint_of_files(model, base.ungrown(), facts.get("fresh", ()), trained):
         raise other_base(opened.recipe.model)
     weights: Weights = base
     if rounding is not None:

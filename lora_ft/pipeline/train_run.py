@@ -8,6 +8,7 @@ import torch
 from lora_ft import runs
 from lora_ft.models.load import pick_device, pick_dtype
 from lora_ft.models.origin import origin_of
+from lora_ft.models.streaming import files_fingerprint
 from lora_ft.recipe import Resolved
 from lora_ft.records import Judgement, Listener, Plan
 from lora_ft.report import public_name
@@ -24,6 +25,7 @@ from .changes import changes
 from .dry_run import check, steps_of
 from .finish import close_run, save_final
 from .judge import Judge, token_budget
+from .on_base import FILES
 from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, prepare, strata, versions, workers
 from .ready import Ready, check_quant, make_ready
 from .rows import Given, absolute, absolute_sets
@@ -100,6 +102,7 @@ class Training:
                 "quant": check_quant(self.recipe, prepared.base),
                 "format": prepared.report.format,
                 "fingerprint": ready.fingerprint,
+                FILES: files_fingerprint(prepared.base, ready.fresh, dtype) if self.recipe.quant.type != "none" else "",
                 BODY_FACT: body_fingerprint(ready.model),
                 "fresh": ready.fresh,
                 "held_out_hash": held,

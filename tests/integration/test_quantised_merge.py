@@ -1,6 +1,9 @@
 """A 4-bit file of a merge-aware run answers as the run did; of a plain run the choice of base is judged and told."""
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import lora_ft
@@ -61,3 +64,17 @@ def test_an_update_that_rounding_takes_away_is_an_error(recipe, tmp_path):
         lora_ft.merge(run, tmp_path / "m", dtype="bfloat16")
     assert not (tmp_path / "m").exists()
     assert lora_ft.merge(run, tmp_path / "m", dtype="float32")["weights_kept"] > 0.9
+
+
+def test_a_quantised_base_whose_files_changed_is_not_merged_into(recipe, tmp_path):
+    shutil.copytree(recipe["model"], tmp_path / "base")
+    run = trained({**recipe, "model": str(tmp_path / "base")}, tmp_path, "nf4", steps=3)
+    assert lora_ft.merge(run, tmp_path / "good", into="original")["max_difference"] < 1e-4
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if "up_proj" in n)
+    save_file(tensors | {name: tensors[name] * 1.5}, file, metadata={"format": "pt"})
+    for into in ("original", "dequantised", "auto"):
+        with pytest.raises(ArtifactError, match="not the one this adapter was trained on"):
+            lora_ft.merge(run, tmp_path / "bad", into=into)
+    assert not (tmp_path / "bad").exists()
