@@ -6,7 +6,8 @@ For each method and each form of the base, `lora_ft.train` adapts a small Llama 
 seed) to 48 rows, and every export format that takes the adapter writes it. The logits of what was read back by the
 format's independent reader are compared with those of the adapter on its base in float32 (for formats that are the
 adapter alone: on the base as it was trained). Greedy: of 4 prompts, 64 tokens each, how many are the same before the
-first difference. `--run` measures a finished run instead, such as that of the demo.
+first difference. `--run` measures a finished run instead, such as that of the demo: greedy there is the answers to 12
+held-out questions, up to their ends.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from lora_ft.errors import LoraFtError
 from lora_ft.exports import read_probes
 from lora_ft.models.resolve import resolve
 from lora_ft.pipeline.loading import load, plain_base
+from lora_ft.pipeline.rows import held_out_rows
 from lora_ft.records import Silent
 from lora_ft_adapters import load_adapter
 
@@ -45,7 +47,7 @@ EXPORTED = (
     ("onnx", None), ("vllm", None), ("mlx", None),
     ("quantised", None),
 )  # fmt: skip
-NEW_TOKENS, PROMPTS = 64, 4
+NEW_TOKENS, PROMPTS, QUESTIONS = 64, 4, 12
 
 
 def small_base(folder: Path) -> Path:
@@ -76,7 +78,7 @@ def train(base: Path, method: str, form: str, folder: Path) -> lora_ft.Run:
     return lora_ft.train(recipe, out=folder / "run")
 
 
-def measure(run: lora_ft.Run, folder: Path) -> dict[str, Any]:
+def measure(run: lora_ft.Run, folder: Path, prompts: list[list[int]], stops: bool) -> dict[str, Any]:
     """Figures of each export; the reason where a format does not take the adapter."""
     found: dict[str, Any] = {}
     reference: list[list[int]] | None = None
@@ -92,8 +94,8 @@ def measure(run: lora_ft.Run, folder: Path) -> dict[str, Any]:
         found[key] = {k: figures[k] for k in kept if k in figures}
         model = reread(run, name, out)
         if model is not None:
-            reference = reference or greedy(adapted(run).model, run)
-            found[key]["greedy"] = agreement(reference, greedy(model, run))
+            reference = reference or greedy(adapted(run).model, prompts, stops)
+            found[key]["greedy"] = agreement(reference, greedy(model, prompts, stops))
         print(f"  {key:<18} {found[key]}", flush=True)
     return found
 
@@ -118,17 +120,30 @@ def reread(run: lora_ft.Run, name: str, folder: Path) -> Any:
     return None
 
 
+def questions(run: lora_ft.Run) -> list[list[int]]:
+    """Prompts of the first held-out rows."""
+    loaded = adapted(run)
+    examples, _, _ = held_out_rows(loaded)
+    return [loaded.task.prompt(loaded.processor, e, loaded.encode) for e in examples[:QUESTIONS]]
+
+
+def starts(run: lora_ft.Run) -> list[list[int]]:
+    """The first 16 tokens of each probe input."""
+    return [one["input_ids"][0, :16].tolist() for one in read_probes(run.final.adapter)[:PROMPTS]]
+
+
 @torch.inference_mode()
-def greedy(model: Any, run: lora_ft.Run) -> list[list[int]]:
-    """64 tokens after the first 16 of each probe input."""
+def greedy(model: Any, prompts: list[list[int]], stops: bool) -> list[list[int]]:
+    """64 tokens after each prompt, or those up to the end of the answer."""
     written = []
-    for one in read_probes(run.final.adapter)[:PROMPTS]:
-        ids = one["input_ids"][:, :16]
-        mask = torch.ones_like(ids)
+    for ids in prompts:
+        inputs = torch.tensor([ids])
+        least = 1 if stops else NEW_TOKENS
         out = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
-        )
-        written.append(out[0, ids.shape[1] :].tolist())
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=NEW_TOKENS, min_new_tokens=least,
+            do_sample=False,
+        )  # fmt: skip
+        written.append(out[0, len(ids) :].tolist())
     return written
 
 
@@ -163,14 +178,15 @@ def main() -> None:
                 except LoraFtError as error:
                     cells[f"{method} {form}"] = {"refused": error.what}
                     continue
-                cells[f"{method} {form}"] = measure(run, folder)
+                cells[f"{method} {form}"] = measure(run, folder, starts(run), stops=False)
                 write("artifacts", results)
         for given in arguments.run:
             name, _, where = given.partition("=")
             print(name, flush=True)
             folder = Path(held) / f"run-{len(runs)}"
             folder.mkdir()
-            runs[name] = measure(lora_ft.Run(Path(where)), folder)
+            run = lora_ft.Run(Path(where))
+            runs[name] = measure(run, folder, questions(run), stops=True)
             write("artifacts", results)
 
 

@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def publish(
     check_target(target)
     staged = _stage(target)
     try:
-        export.write(artifact, staged)
+        with _disk_errors(target):
+            export.write(artifact, staged)
         figures = export.verify(artifact, staged, probes)
         finish(staged, figures)
         make_readable(staged)
@@ -154,6 +156,36 @@ def publish(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return figures
+
+
+@contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"the artifact could not be written: {error.strerror or error}",
+            where=str(target),
+            why=f"{shutil.disk_usage(target.parent).free / 1e9:.1f} GB are free there",
+            fix="make room, or --out on another disk; nothing was left behind",
+        ) from error
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Refuse before anything is read what the disk cannot hold.
+
+    Args:
+        target: of `check_target`.
+        needed: bytes.
+    """
+    above = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
+    free = shutil.disk_usage(above).free
+    if free < needed:
+        raise ResourceError(
+            f"the artifact needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            where=str(target),
+            fix="make room, or --out on another disk",
+        )
 
 
 def check_target(target: Path) -> None:

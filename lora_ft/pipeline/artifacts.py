@@ -109,6 +109,9 @@ def _export(
     based: OnBase | None = None
     if chosen.full_precision:
         _check_base_fits(opened)
+        numbers = sum(p.numel() for p in about.model.parameters())
+        width = getattr(getattr(torch, dtype or chosen.default_dtype(_stored(opened)), None), "itemsize", 1)
+        exports.check_space(target, numbers * width)
         based, choice = chosen_base(opened, stack, into)
         probes = based.probes
     else:

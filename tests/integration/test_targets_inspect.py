@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,3 +110,19 @@ def test_unmerge_gives_the_base_and_refuses_another_model(run, tmp_path):
     with pytest.raises(ArtifactError, match="differs from the base"):
         lora_ft.unmerge(tmp_path / "wrong", run, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_a_disk_that_is_full_or_too_small_is_said_and_nothing_stays(run, tmp_path, monkeypatch, cli):
+    small = SimpleNamespace(free=1000)
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda path: small)
+        code, _, err = cli("merge", run.path, "--out", tmp_path / "small")
+    assert (code, "are free" in err) == (6, True), err
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lora_ft.exports.shards.write_behind", full)
+    code, _, err = cli("merge", run.path, "--out", tmp_path / "full")
+    assert (code, "No space left" in err) == (6, True), err
+    assert list(tmp_path.iterdir()) == []
