@@ -1,14 +1,14 @@
 """Open a base model of any kind: of Transformers, or built by a user's function; with or without weights."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from . import python_module
 from .load import LOAD_ERRORS, Base, fitting, incomplete, load_with_new_head, unreachable
@@ -67,7 +67,7 @@ class BaseSpec:
         Args:
             device: None leaves it to the caller's context.
         """
-        model: nn.Module
+        model: Any
         if self.auto_class is None:
             return python_module.skeleton(self.source, self.model_arguments, trust_code=self.trust_code)
         try:
@@ -79,7 +79,11 @@ class BaseSpec:
                 model = getattr(transformers, self.auto_class).from_config(config, **of_class)
         except LOAD_ERRORS as error:
             raise unreachable("model", self.source, error) from error
-        return model.requires_grad_(False)
+        if getattr(model, "generation_config", None) is not None:
+            with suppress(OSError):  # a base without such a file generates as its config says
+                model.generation_config = GenerationConfig.from_pretrained(self.source)
+        found: nn.Module = model.requires_grad_(False)
+        return found
 
     def _dropout_arguments(self) -> dict[str, float]:
         if self.dropout is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, initialization
+from transformers import initialization
 
 from lora_ft.errors import ArtifactError
 from lora_ft_adapters import AdapterError
@@ -150,7 +150,6 @@ def hollow_base(spec: BaseSpec, tokens: int = 0, fresh: tuple[str, ...] = ()) ->
     model.tie_weights()
     if tokens:
         grow_embeddings(model, tokens)
-    _generation(model, folder)
     try:
         weights = BaseWeights(TensorFolder(folder), model, fresh)
     except AdapterError as error:
@@ -196,8 +195,3 @@ def _load_buffers(model: nn.Module, weights: BaseWeights) -> None:
             name = f"{path}.{own}" if path else own
             if name in weights:
                 module._buffers[own] = weights[name].to(buffer.dtype)
-
-
-def _generation(model: Any, folder: Path) -> None:
-    if (folder / "generation_config.json").is_file() and getattr(model, "generation_config", None) is not None:
-        model.generation_config = GenerationConfig.from_pretrained(folder)

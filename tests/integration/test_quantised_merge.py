@@ -1,6 +1,8 @@
 """A 4-bit file of a merge-aware run answers as the run did; of a plain run the choice of base is judged and told."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import lora_ft
 from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.models.opening import BaseSpec
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +81,23 @@ def test_a_quantised_base_whose_files_changed_is_not_merged_into(recipe, tmp_pat
         with pytest.raises(ArtifactError, match="not the one this adapter was trained on"):
             lora_ft.merge(run, tmp_path / "bad", into=into)
     assert not (tmp_path / "bad").exists()
+
+
+def test_the_bases_own_settings_for_writing_are_in_the_merged_model(recipe, tmp_path):
+    shutil.copytree(recipe["model"], tmp_path / "base")
+    own = {"do_sample": False, "temperature": 0.7, "repetition_penalty": 1.05, "eos_token_id": [2, 40]}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(own))
+    run = trained({**recipe, "model": str(tmp_path / "base")}, tmp_path, "none", steps=2)
+    lora_ft.merge(run, tmp_path / "merged", dtype="float32")
+    found = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert (found["temperature"], found["repetition_penalty"]) == (0.7, 1.05)
+    assert {2, 40} < set(found["eos_token_id"])  # and the one that ends the template's turns
+
+
+def test_a_merged_whisper_still_takes_a_language(tmp_path):
+    from lora_ft.models.resolve import resolve
+
+    base = Path(resolve("builtin:tiny-whisper", print))
+    wanted = json.loads((base / "generation_config.json").read_text())
+    spec = BaseSpec(str(base), "AutoModelForSpeechSeq2Seq")
+    assert spec.skeleton().generation_config.lang_to_id == wanted["lang_to_id"]

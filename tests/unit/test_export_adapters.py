@@ -5,10 +5,14 @@ import json
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
+from lora_ft.artifact import Subject
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports import probe, publish
 from lora_ft.exports.formats.vllm import problem_of
+from lora_ft.models.opening import BaseSpec
+from lora_ft.models.resolve import resolve
 from lora_ft.registry import EXPORTS
+from lora_ft_adapters import build_config
 from tests.tiny_artifacts import artifact_of
 
 FORMATS = ["gguf-adapter", "vllm", "mlx"]
@@ -122,3 +126,17 @@ def test_a_matrix_that_is_lost_is_found(name, config, tokenizer, tmp_path, monke
     with pytest.raises(ArtifactError, match="differs"):
         published(config, tokenizer, tmp_path, name, ADAPTERS["plain"] | RANDOM)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("targets", "fits"), [("all-linear", False), (["*language_model*q_proj"], True)])
+def test_vllm_takes_no_lora_on_the_part_that_sees(targets, fits):
+    """It leaves such layers out with a warning in its log, so the served model is another one."""
+    model = BaseSpec(resolve("builtin:tiny-vlm", print), "AutoModelForImageTextToText").skeleton()
+    config = build_config("lora", {"target_modules": targets}, "CAUSAL_LM", model)
+    subject = Subject("image-text-to-text", "AutoModelForImageTextToText", "lora", config, model)
+    if fits:
+        EXPORTS.get("vllm").check(subject)
+        return
+    with pytest.raises(UsageError, match="language model alone") as caught:
+        EXPORTS.get("vllm").check(subject)
+    assert "language_model" in caught.value.fix

@@ -45,7 +45,8 @@ class MergedFormat:
         model.config.save_pretrained(folder)
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.update(**artifact.generation)
-            model.generation_config.save_pretrained(folder)
+            # Not save_pretrained, which refuses settings that came with the base and that its makers published.
+            model.generation_config.to_json_file(str(folder / "generation_config.json"))
         artifact.processor.save_pretrained(str(folder))
         if artifact.subject.pooling:
             write_sentence_layout(folder, artifact.subject.options, int(model.config.hidden_size))

@@ -48,7 +48,9 @@ class VllmFormat:
                 f"{PROGRAM} takes ranks up to {RANKS[-1]}, and this adapter has {highest}",
                 fix=f"lora-ft compress RUN --rank {RANKS[-1]} --out DIR, or --format merged",
             )
-        for name in check_linear(subject, PROGRAM):
+        names = check_linear(subject, PROGRAM)
+        _check_writes(subject, names)
+        for name in names:
             if name.endswith(("lm_head", "embed_tokens")):
                 raise UsageError(f"{PROGRAM} takes no LoRA on {name}", fix="leave it out of target_modules")
             if any(part in name.split(".") for part in PACKED):
@@ -121,6 +123,18 @@ def problem_of(folder: Path) -> str:
         if f"{parts[0]}.{'lora_B' if parts[1] == 'lora_A' else 'lora_A'}.weight" not in tensors:
             return f"{parts[0]} has one matrix alone"
     return ""
+
+
+def _check_writes(subject: Subject, names: Sequence[str]) -> None:
+    """Refuse layers that are not of the part that writes: vLLM leaves them out, with a warning in its log."""
+    decoder = getattr(subject.model, "get_decoder", lambda: None)()
+    inside = next((n for n, m in subject.model.named_modules() if m is decoder), "")
+    odd = [n for n in names if inside and not n.startswith(f"{inside}.") and not n.endswith("lm_head")]
+    if odd:
+        raise UsageError(
+            f"{PROGRAM} takes LoRA on the language model alone, and {odd[0]} is not in it",
+            fix=f"target_modules with {inside}.*, or --format merged",
+        )
 
 
 EXPORTS.register(VllmFormat())
