@@ -19,6 +19,7 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+WHOLE = "model.safetensors"  # which Transformers reads first, whatever lies beside it
 LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library allows
 
 
@@ -90,8 +91,12 @@ class TensorFolder(Weights):
         self.folder = Path(folder)
         wanted = self._index()
         self._places: dict[str, Place] = {}
-        for path in sorted(self.folder.glob("*.safetensors")) if wanted is None else sorted(set(wanted.values())):
-            self._places |= read_header(path)
+        for path in self._paths(wanted):
+            found = read_header(path)
+            twice = found.keys() & self._places.keys()
+            if twice and wanted is None:
+                raise AdapterError(f"{self.folder}: {min(twice)} is in {path.name} and in another file")
+            self._places |= found
         if wanted is not None:
             lost = [n for n, path in wanted.items() if n not in self._places or self._places[n].path != path]
             if lost:
@@ -128,16 +133,29 @@ class TensorFolder(Weights):
         return torch.frombuffer(found, dtype=place.dtype) if found else torch.empty(0, dtype=place.dtype)
 
     def _index(self) -> dict[str, Path] | None:
-        for path in self.folder.glob("*.safetensors.index.json"):
-            try:
-                homes: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise AdapterError(f"{path} is no readable index of weights") from error
-            outside = [f for f in set(homes.values()) if Path(f).name != f or not (self.folder / f).is_file()]
-            if outside:
-                raise AdapterError(f"{path} names {outside[0]!r}, which is no file of its folder")
-            return {name: self.folder / file for name, file in homes.items()}
-        return None
+        """File of each tensor; None where one file has them all, or files that no index names."""
+        if (self.folder / WHOLE).is_file():
+            return None
+        found = sorted(self.folder.glob("*.safetensors.index.json"))
+        path = next((p for p in found if p.name == f"{WHOLE}.index.json"), found[0] if len(found) == 1 else None)
+        if path is None and found:
+            raise AdapterError(f"{self.folder} has {len(found)} indices of weights, and none is {WHOLE}.index.json")
+        if path is None:
+            return None
+        try:
+            homes: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise AdapterError(f"{path} is no readable index of weights") from error
+        outside = [f for f in set(homes.values()) if Path(f).name != f or not (self.folder / f).is_file()]
+        if outside:
+            raise AdapterError(f"{path} names {outside[0]!r}, which is no file of its folder")
+        return {name: self.folder / file for name, file in homes.items()}
+
+    def _paths(self, wanted: dict[str, Path] | None) -> list[Path]:
+        if wanted is not None:
+            return sorted(set(wanted.values()))
+        whole = self.folder / WHOLE
+        return [whole] if whole.is_file() else sorted(self.folder.glob("*.safetensors"))
 
 
 def read_header(path: Path) -> dict[str, Place]:

@@ -1,5 +1,6 @@
 """Merge, unmerge and export: artifacts written beside their place, read back, compared, and only then published."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -236,7 +237,7 @@ def _read_model(opened: Opened, folder: Path) -> Any:
     auto_class = opened.task.auto_class
     if auto_class is None:
         spec = base_spec(opened.recipe, opened.task, opened.source, opened.given)
-        given: Any = opened.given.model
+        given: Any = copy.deepcopy(opened.given.model)  # the caller's stays as it is
         model: Any = given if given is not None else spec.open(dtype=torch.float32, device=torch.device("cpu")).model
         state = load_file(folder / "model.safetensors")
         model.load_state_dict(state)

@@ -57,6 +57,8 @@ def test_the_callers_module_stays_as_it_is(module, tmp_path):
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
     again = lora_ft.train(MODULE, out=tmp_path / "again", model=module, train_data=arrays(0))
     assert again.metrics == run.metrics
+    lora_ft.merge(run, tmp_path / "merged", given=lora_ft.Given(model=module))
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
 def test_rows_in_memory_are_judged_again_or_asked_for(module, tmp_path):

@@ -1,5 +1,6 @@
 """A GGUF file that other programs read is the merged model, for every family, tensor by tensor and in its answers."""
 
+import math
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32, "rope_theta": 10000.0,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
 MODELS = {
     "llama": ("Llama", SIZES | {"tie_word_embeddings": False}),
     "llama tied": ("Llama", SIZES | {"tie_word_embeddings": True}),
@@ -158,6 +160,11 @@ def test_an_encoder_of_sentences_is_written_with_its_own_pooling(pooling, number
         ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ("gemma3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ("gemma", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type"),
+        ("qwen2", {"rope_parameters": YARN | {"beta_fast": 8.0}}, "beta_fast"),
+        ("llama", {"rope_parameters": YARN | {"truncate": False}}, "truncate"),
+        ("qwen2", {"rope_parameters": LLAMA3}, "rope_type"), ("mistral", {"rope_parameters": LLAMA3}, "rope_type"),
+        ("qwen3", {"attention_bias": True}, "attention_bias"),
+        ("gemma2", {"attn_logit_softcapping": None}, "soft caps"),
     ],
 )  # fmt: skip
 def test_what_llama_cpp_would_compute_otherwise_is_refused(name, change, said, tokenizer, tmp_path, monkeypatch):
@@ -168,16 +175,13 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(name, change, said, t
         written(name, tokenizer, tmp_path)
 
 
-def test_the_numbers_of_yarn_are_written(tokenizer, tmp_path, monkeypatch):
-    yarn = {
-        "rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 64,
-        "attention_factor": 2.0, "beta_fast": 8.0, "beta_slow": 4.0,
-    }  # fmt: skip
+def test_the_factor_of_yarn_is_that_beside_llama_cpps_own(tokenizer, tmp_path, monkeypatch):
+    yarn = YARN | {"attention_factor": 2.0}
     monkeypatch.setitem(MODELS, "qwen2", ("Qwen2", SIZES | {"rope_parameters": yarn}))
     written("qwen2", tokenizer, tmp_path)
     fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
-    got = [fields[f"qwen2.rope.scaling.yarn_{n}"].contents() for n in ("attn_factor", "beta_fast", "beta_slow")]
-    assert got == [2.0, 8.0, 4.0]
+    factor = fields["qwen2.rope.scaling.attn_factor"].contents()
+    assert factor * (0.1 * math.log(2.0) + 1) == pytest.approx(2.0, rel=1e-6)
 
 
 def test_a_window_that_llama_cpp_does_not_have_is_where_the_file_ends(tokenizer, tmp_path, monkeypatch):

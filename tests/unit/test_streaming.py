@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora_ft.errors import ArtifactError
 from lora_ft.exports import behind
@@ -215,3 +215,17 @@ def test_a_full_disk_or_a_bad_tensor_stops_writing_with_its_own_error(side):
     make, write = (fail, print) if side == "make" else (lambda: 1, fail)
     with pytest.raises(OSError, match="No space"):
         behind.write_behind([(1, make), (1, make)], write)
+
+
+def test_a_second_file_of_weights_beside_the_model_is_not_read(tmp_path):
+    """Transformers reads model.safetensors; an average of weights that lies beside it must not win by its name."""
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    save_file({"a": torch.ones(3)}, tmp_path / "model_ema.safetensors")
+    assert torch.equal(TensorFolder(tmp_path)["a"], torch.zeros(3))
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(AdapterError, match="and in another file"):
+        TensorFolder(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.safetensors.index.json").write_text("{}")
+    with pytest.raises(AdapterError, match="2 indices"):
+        TensorFolder(tmp_path)

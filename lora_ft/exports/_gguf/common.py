@@ -8,8 +8,6 @@ import gguf
 import torch
 from torch import Tensor
 
-from lora_ft.errors import UsageError
-
 
 def rope(config: Any) -> dict[str, Any]:
     """Parameters of the rotary embedding, of the layers with full attention where there are two kinds."""
@@ -49,11 +47,7 @@ def decoder(writer: Any, config: Any, window: int | None = None) -> None:
 
 
 def scaled_rope(writer: Any, config: Any) -> None:
-    """Linear and YaRN scaling; llama3's is in a tensor of its own.
-
-    Raises:
-        UsageError: another kind.
-    """
+    """Linear and YaRN scaling; llama3's is in a tensor of its own."""
     found = rope(config)
     kind = found["rope_type"]
     if kind == "linear":
@@ -63,16 +57,10 @@ def scaled_rope(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(found["factor"])
         writer.add_rope_scaling_orig_ctx_len(found["original_max_position_embeddings"])
-        more = {
-            "attention_factor": writer.add_rope_scaling_yarn_attn_factor,
-            "beta_fast": writer.add_rope_scaling_yarn_beta_fast,
-            "beta_slow": writer.add_rope_scaling_yarn_beta_slow,
-        }
-        for name, add in more.items():
-            if found.get(name) is not None:
-                add(float(found[name]))
-    elif kind not in ("default", "llama3"):
-        raise UsageError(f"rotary embeddings of kind {kind!r} cannot be written as GGUF here", fix="--format merged")
+        if found.get("attention_factor") is not None:  # llama.cpp multiplies its own by this
+            writer.add_rope_scaling_attn_factors(
+                float(found["attention_factor"]) / (0.1 * math.log(found["factor"]) + 1)
+            )
 
 
 def only(**allowed: tuple[Any, ...]) -> Callable[[Any], str]:
@@ -86,6 +74,27 @@ def only(**allowed: tuple[Any, ...]) -> Callable[[Any], str]:
         return ""
 
     return cannot
+
+
+YARN = {"beta_fast": (32, 32.0), "beta_slow": (1, 1.0), "truncate": (True,), "mscale": (), "mscale_all_dim": ()}
+
+
+def ropes(*kinds: str) -> Callable[[Any], str]:
+    """A reason against rotary embeddings of another kind, or with settings that llama.cpp has fixed."""
+
+    def cannot(config: Any) -> str:
+        found = rope(config)
+        if found["rope_type"] not in kinds:
+            return f"rope_type is {found['rope_type']!r}, and it computes with {' or '.join(map(repr, kinds))}"
+        odd = [n for n, fixed in YARN.items() if found.get(n) is not None and found[n] not in fixed]
+        return f"{odd[0]} of its rotary embeddings is {found[odd[0]]!r}" if odd else ""
+
+    return cannot
+
+
+def each(*checks: Callable[[Any], str]) -> Callable[[Any], str]:
+    """The first reason that any of them has."""
+    return lambda config: next((reason for reason in (check(config) for check in checks) if reason), "")
 
 
 def llama3_factors(config: Any) -> Iterable[tuple[str, Tensor]]:

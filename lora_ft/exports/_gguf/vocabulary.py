@@ -52,7 +52,7 @@ def write_vocabulary(writer: Any, tokenizer: Any, folder: Path, size: int, stops
     writer.add_token_list(tokens)
     if scores is not None:
         writer.add_token_scores(scores)
-        writer.add_add_space_prefix(_adds_space(rules))
+        writer.add_add_space_prefix(_adds_space(rules, bool(tokenizer.chat_template)))
     writer.add_token_types(types)
     _special(writer, tokenizer, rules, model, stops)
     if tokenizer.chat_template:
@@ -97,10 +97,28 @@ def _scores(model: Mapping[str, Any], size: int) -> list[float]:
     return scores
 
 
-def _adds_space(rules: Mapping[str, Any]) -> bool:
-    """Whether text is encoded with a space in front."""
+def _adds_space(rules: Mapping[str, Any], chats: bool) -> bool:
+    """Whether llama.cpp is to put a space before each text between special tokens.
+
+    "first" means before a text that nothing precedes, and a prompt of a chat starts with a special token.
+    """
     text = json.dumps([rules.get("normalizer"), rules.get("pre_tokenizer")])
-    return '"Prepend"' in text or '"prepend_scheme": "always"' in text or '"prepend_scheme": "first"' in text
+    first = '"prepend_scheme": "first"' in text
+    return '"Prepend"' in text or '"prepend_scheme": "always"' in text or (first and not chats)
+
+
+def _check_pieces(rules: Mapping[str, Any]) -> None:
+    """Refuse a SentencePiece-like tokenizer that changes texts in more ways than by marking spaces."""
+    steps = [rules.get("normalizer"), rules.get("pre_tokenizer")]
+    flat = [s for step in steps if step for s in step.get("normalizers") or step.get("pretokenizers") or [step]]
+    for step in flat:
+        marks = step["type"] == "Replace" and step.get("content") == SPACE
+        whole = step["type"] == "Metaspace" and not step.get("split", True)
+        if not (marks or whole or (step["type"] == "Prepend" and step.get("prepend") == SPACE)):
+            raise UsageError(
+                f"the tokenizer has a step that llama.cpp has not ({step['type']}), so it would read texts differently",
+                fix="lora-ft export --format merged, then llama.cpp's own converter",
+            )
 
 
 def split_name(rules: Mapping[str, Any]) -> str:
@@ -155,5 +173,9 @@ def check_vocabulary(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise UsageError("the tokenizer has no tokenizer.json", fix="save it with Transformers' fast tokenizer first")
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    if rules["model"]["type"] == "BPE" and not rules["model"].get("byte_fallback"):
+    if rules["model"]["type"] != "BPE":
+        return
+    if rules["model"].get("byte_fallback"):
+        _check_pieces(rules)
+    else:
         split_name(rules)

@@ -5,7 +5,7 @@ from typing import Any
 import gguf
 from torch import Tensor
 
-from lora_ft.exports._gguf.common import decoder, head_dim, only, rope
+from lora_ft.exports._gguf.common import decoder, each, head_dim, only, rope, ropes
 from lora_ft.exports._gguf.family import Family
 
 
@@ -37,11 +37,6 @@ _GELU = only(
 )
 
 
-def _gemma_cannot(config: Any) -> str:
-    kind = rope(config)["rope_type"]
-    return _GELU(config) or (f"rope_type is {kind!r}, and it has the default alone" if kind != "default" else "")
-
-
 def _scale(config: Any, large: int) -> str:
     """Of attention: llama.cpp has 1 / sqrt(head_dim), but for the model of 27B, which it knows by its blocks."""
     wanted = config.hidden_size // config.num_attention_heads if config.num_hidden_layers == large else head_dim(config)
@@ -57,14 +52,17 @@ def _pattern(config: Any, every: int) -> str:
     return f"layer_types are not those of every such model: full attention in each {every}th layer"
 
 
-def _gemma2_cannot(config: Any) -> str:
-    return _gemma_cannot(config) or _scale(config, 46) or _pattern(config, 2)
+def _soft_capped(config: Any) -> str:
+    capped = config.attn_logit_softcapping and config.final_logit_softcapping
+    return "" if capped else "soft caps are switched off"
 
 
-def _gemma3_cannot(config: Any) -> str:
-    kind = rope(config)["rope_type"]
-    odd = f"rope_type is {kind!r}" if kind not in ("default", "linear") else ""
-    return odd or _GELU(config) or _scale(config, 62) or _pattern(config, 6)
+def _odd2(config: Any) -> str:
+    return _soft_capped(config) or _scale(config, 46) or _pattern(config, 2)
+
+
+def _odd3(config: Any) -> str:
+    return _scale(config, 62) or _pattern(config, 6)
 
 
 def _change(name: str, tensor: Tensor, config: Any) -> Tensor:
@@ -76,7 +74,16 @@ def _undo(name: str, tensor: Tensor, config: Any) -> Tensor:
 
 
 FAMILIES = (
-    Family(("gemma",), gguf.MODEL_ARCH.GEMMA, _gemma, _change, _undo, cannot=_gemma_cannot, reader="table"),
-    Family(("gemma2",), gguf.MODEL_ARCH.GEMMA2, _gemma2, _change, _undo, cannot=_gemma2_cannot),
-    Family(("gemma3_text",), gguf.MODEL_ARCH.GEMMA3, _gemma3, _change, _undo, cannot=_gemma3_cannot),
+    Family(
+        ("gemma",), gguf.MODEL_ARCH.GEMMA, _gemma, _change, _undo, cannot=each(_GELU, ropes("default")), reader="table"
+    ),
+    Family(("gemma2",), gguf.MODEL_ARCH.GEMMA2, _gemma2, _change, _undo, cannot=each(_GELU, ropes("default"), _odd2)),
+    Family(
+        ("gemma3_text",),
+        gguf.MODEL_ARCH.GEMMA3,
+        _gemma3,
+        _change,
+        _undo,
+        cannot=each(_GELU, ropes("default", "linear"), _odd3),
+    ),
 )

@@ -6,7 +6,17 @@ from typing import Any
 import gguf
 from torch import Tensor
 
-from lora_ft.exports._gguf.common import decoder, halve, head_dim, interleave, llama3_factors, only, scaled_rope
+from lora_ft.exports._gguf.common import (
+    decoder,
+    each,
+    halve,
+    head_dim,
+    interleave,
+    llama3_factors,
+    only,
+    ropes,
+    scaled_rope,
+)
 from lora_ft.exports._gguf.family import Family
 
 
@@ -33,6 +43,8 @@ def _undo(name: str, tensor: Tensor, config: Any) -> Tensor:
     return halve(tensor, heads) if heads else tensor
 
 
+SILU = only(hidden_act=("silu", "swish"))
 _LLAMA = Family(("llama",), gguf.MODEL_ARCH.LLAMA, _parameters, _change, _undo, more=llama3_factors, rows=_change,
-                cannot=only(hidden_act=("silu", "swish")))  # fmt: skip
-FAMILIES = (_LLAMA, replace(_LLAMA, types=("mistral",), reader="alone"))
+                cannot=each(SILU, ropes("default", "linear", "yarn", "llama3")))  # fmt: skip
+FAMILIES = (_LLAMA, replace(_LLAMA, types=("mistral",), reader="alone",
+                           cannot=each(SILU, ropes("default", "linear", "yarn"))))  # fmt: skip

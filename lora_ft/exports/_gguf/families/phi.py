@@ -4,7 +4,7 @@ from typing import Any
 
 import gguf
 
-from lora_ft.exports._gguf.common import decoder, head_dim, only, scaled_rope
+from lora_ft.exports._gguf.common import decoder, each, head_dim, only, ropes, scaled_rope
 from lora_ft.exports._gguf.family import Family
 
 
@@ -19,4 +19,5 @@ def _parameters(writer: Any, config: Any) -> None:
     writer.add_sliding_window(config.sliding_window or 0)
 
 
-FAMILIES = (Family(("phi3",), gguf.MODEL_ARCH.PHI3, _parameters, cannot=only(hidden_act=("silu", "swish"))),)
+_CANNOT = each(only(hidden_act=("silu", "swish")), ropes("default", "linear", "yarn"))
+FAMILIES = (Family(("phi3",), gguf.MODEL_ARCH.PHI3, _parameters, cannot=_CANNOT),)

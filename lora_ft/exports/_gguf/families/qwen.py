@@ -4,7 +4,7 @@ from typing import Any
 
 import gguf
 
-from lora_ft.exports._gguf.common import decoder, only, scaled_rope
+from lora_ft.exports._gguf.common import decoder, each, only, ropes, scaled_rope
 from lora_ft.exports._gguf.family import Family
 
 
@@ -13,8 +13,8 @@ def _parameters(writer: Any, config: Any) -> None:
     scaled_rope(writer, config)
 
 
-SILU = only(hidden_act=("silu", "swish"))
+_CANNOT = each(only(hidden_act=("silu", "swish")), ropes("default", "linear", "yarn"))
 FAMILIES = (
-    Family(("qwen2",), gguf.MODEL_ARCH.QWEN2, _parameters, cannot=SILU),
-    Family(("qwen3",), gguf.MODEL_ARCH.QWEN3, _parameters, cannot=SILU),
+    Family(("qwen2",), gguf.MODEL_ARCH.QWEN2, _parameters, cannot=_CANNOT),
+    Family(("qwen3",), gguf.MODEL_ARCH.QWEN3, _parameters, cannot=each(only(attention_bias=(False,)), _CANNOT)),
 )
