@@ -1,12 +1,13 @@
 """QLoRA on the CPU: what 4 bits cost in loss, and save in memory, while loading and after.
 
-    python benchmarks/qlora.py [--parts memory loading training merge] [--steps 60] [--runs FOLDER]
+    python benchmarks/qlora.py [--parts memory loading training merge] [--steps 60 240] [--runs FOLDER]
 
 memory: bytes of SmolLM2's weights in float32 and in NF4 with double quantisation, and the resident memory of a process
 that holds them. loading: a Llama of 400M parameters in bfloat16 files, quantised while it is loaded, in a process of
 its own: the highest anonymous memory above that before it, beside the quantised model and its largest tensor; and the
 seconds of a first and a second start. training: the demo with LoRA on both bases, same seed and order, by held-out
-loss. merge: the QLoRA adapter, and one trained `merge_aware`, each merged and stored in NF4, by held-out loss.
+loss, after its own length and after four times that. merge: the QLoRA adapter, and one trained `merge_aware`, each
+merged and stored in NF4, by held-out loss.
 """
 
 import argparse
@@ -17,6 +18,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -169,19 +171,27 @@ def held_out_loss(run: Path, *, stored: bool) -> float:
     return total / count
 
 
-def training(folder: Path, steps: int) -> Facts:
-    """The demo on both bases."""
-    losses: Facts = {}
-    for name, quant in (("float32", {"type": "none"}), ("nf4", QUANT)):
-        run = lora_ft.Run(_train(folder / name, quant, steps))
-        losses[name] = {side: run.metrics[side]["loss"] for side in ("before", "after")}
-    return {"steps": steps, **losses, "nf4 / float32": losses["nf4"]["after"] / losses["float32"]["after"]}
+def training(folder: Path, lengths: list[int]) -> Facts:
+    """The demo on both bases, for each number of steps."""
+    found: Facts = {}
+    for steps in lengths:
+        losses: Facts = {}
+        for name, quant in (("float32", {"type": "none"}), ("nf4", QUANT)):
+            run = lora_ft.Run(_train(folder / f"{name}-{steps}", quant, steps))
+            losses[name] = {side: run.metrics[side]["loss"] for side in ("before", "after")}
+        after = {name: sides["after"] for name, sides in losses.items()}
+        found[f"{steps} steps"] = {
+            **losses,
+            "loss, nf4 / float32": after["nf4"] / after["float32"],
+            "perplexity, nf4 / float32": math.exp(after["nf4"] - after["float32"]),
+        }
+    return found
 
 
 def merging(folder: Path, steps: int) -> Facts:
     """What one NF4 file is worth, by how its adapter was trained."""
-    plain = _train(folder / "nf4", QUANT, steps)
-    aware = _train(folder / "aware", {**QUANT, "merge_aware": True}, steps)
+    plain = _train(folder / f"nf4-{steps}", QUANT, steps)
+    aware = _train(folder / f"aware-{steps}", {**QUANT, "merge_aware": True}, steps)
     return {
         "steps": steps,
         "qlora, adapter beside its base": held_out_loss(plain, stored=False),
@@ -195,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["memory", "loading", "training", "merge"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, nargs="+", default=[60, 240])
     parser.add_argument("--runs", type=Path, help="where runs are kept; those that are finished are not made again")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -208,7 +218,7 @@ def main() -> None:
         folder = args.runs or Path(name)
         work = {
             "memory": memory, "loading": loading,
-            "training": lambda: training(folder, args.steps), "merge": lambda: merging(folder, args.steps),
+            "training": lambda: training(folder, args.steps), "merge": lambda: merging(folder, args.steps[0]),
         }  # fmt: skip
         for part in args.parts:
             result[part] = work[part]()

@@ -115,9 +115,20 @@ def _qlora() -> list[str]:
             f"quantised model and its largest tensor are {load['quantised model + largest tensor'] / 1e6:.0f} MB; "
             f"{first['seconds']:.1f} s at first, {second['seconds']:.2f} s from the cache."
         )
-    losses = found.get("losses") or found.get("training")
-    if losses:
-        parts.append("```json\n" + json.dumps(losses, indent=1) + "\n```")
+    rows = [
+        [
+            steps, f"{v['float32']['before']:.3f}, {v['float32']['after']:.4f}",
+            f"{v['nf4']['before']:.3f}, {v['nf4']['after']:.4f}", f"{v['loss, nf4 / float32']:.2f}",
+            f"{v['perplexity, nf4 / float32']:.4f}",
+        ]
+        for steps, v in found.get("training", {}).items()
+    ]  # fmt: skip
+    head = ["demo", "float32: held-out loss before, after", "NF4: before, after", "loss, NF4 / float32", "perplexity"]
+    parts += [_table(head, rows)] if rows else []
+    merge = found.get("merge")
+    if merge:
+        said = "; ".join(f"{k} {v:.4f}" for k, v in merge.items() if k != "steps")
+        parts.append(f"One NF4 file, {merge['steps']} steps, held-out loss: {said}.")
     return parts
 
 

@@ -19,7 +19,7 @@ from lora_ft.errors import ArtifactError
 from lora_ft.exports import golden
 from lora_ft.registry import EXPORTS
 from tests.conftest import tiny_llama
-from tests.integration.runs import adapter
+from tests.integration.runs import adapter, forget_proofs
 from tests.tiny import LLAMA3, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -212,11 +212,7 @@ def test_a_record_of_the_answers_that_is_half_there_is_refused(cli, copied, name
 
 
 def test_a_run_of_before_there_were_golden_answers_still_loads(copied, tmp_path):
-    for name in (golden.GOLDEN_FILE, golden.FACTS_FILE):
-        (copied.adapter / name).unlink()
-    facts = copied.facts
-    del facts["probes"]
-    (copied.path / "run.json").write_text(json.dumps(facts))
+    forget_proofs(copied)
     assert lora_ft.load(copied).model is not None
     assert lora_ft.merge(copied, tmp_path / "merged")["max_difference"] <= 1e-4
 

@@ -8,6 +8,8 @@ import lora_ft
 from lora_ft.data.generated import generators
 from lora_ft.data.generated._keywords import WORDS
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = sorted(WORDS)[:3], sorted(WORDS)[3:]
 TRAIN = {"batch_size": 8, "adam_beta2": 0.98, "dropout": 0.0, "dtype": "float32", "eval_every": 1000}
 

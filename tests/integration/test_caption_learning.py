@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
 import lora_ft
 from lora_ft.data.generated import captions_test
+
+pytestmark = pytest.mark.slow
 
 GOAL = 0.8  # share of captions right word for word; a guess is right in 1 of 12
 

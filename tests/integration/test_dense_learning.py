@@ -5,12 +5,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import lora_ft
 from lora_ft.data.generated import shapes_boxes_test, shapes_boxes_train
 from lora_ft.data.generated import shapes_segmentation_test as masks_test
 from lora_ft.data.generated import shapes_segmentation_train as masks_train
+
+pytestmark = pytest.mark.slow
 
 SEGMENTATION = {
     "model": "builtin:tiny-segformer", "task": "semantic-segmentation", "method": {"type": "full"},

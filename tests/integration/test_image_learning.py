@@ -18,6 +18,8 @@ from lora_ft.errors import ArtifactError, Interrupted, UsageError
 from lora_ft.records import Silent
 from tests.integration.runs import adapter, records
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -7,7 +7,7 @@ import pytest
 import lora_ft
 from lora_ft.errors import ArtifactError, DataError, DivergedError, UsageError
 from lora_ft.records import Silent
-from tests.integration.runs import adapter
+from tests.integration.runs import adapter, forget_proofs
 
 
 def test_a_folder_in_use_is_not_merged_into(run, tmp_path):
@@ -28,8 +28,7 @@ def test_an_adapter_that_is_nan_or_does_nothing_is_not_exported(run, tmp_path):
         save_file(tensors, copy / "adapter" / "adapter_model.safetensors")
         with pytest.raises(ArtifactError, match="is not the file that training wrote"):
             lora_ft.merge(copy, tmp_path / "merged")
-        for name in ("probes.json", "golden.safetensors"):  # as of a run of before there were any
-            (copy / "adapter" / name).unlink()
+        forget_proofs(lora_ft.Run(copy))
         with pytest.raises(ArtifactError, match=r"NaN|changes nothing"):
             lora_ft.merge(copy, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
@@ -168,8 +167,7 @@ def test_a_corrupt_adapter_file_is_no_internal_error(run, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ArtifactError, match="is not the file that training wrote"):
         lora_ft.load(tmp_path / "run")
-    for name in ("probes.json", "golden.safetensors"):
-        (file.parent / name).unlink()
+    forget_proofs(lora_ft.Run(tmp_path / "run"))
     with pytest.raises(ArtifactError, match="cannot be loaded"):
         lora_ft.load(tmp_path / "run")
     file.rename(file.with_name("adapter_model.bin"))
