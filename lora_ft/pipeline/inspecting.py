@@ -134,8 +134,7 @@ def _proved(run: Run, base: str | None, listener: Listener, given: Given) -> dic
     opened = open_run(run, listener, given)
     one = _open(base, str(opened.task.auto_class), listener, opened.task.model_arguments())
     form = _form(run.facts)
-    if form is not golden.Form.REQUANTISED:
-        check_base(one, run.facts, base)
+    check_base(one, run.facts, base, quantised=form is not golden.Form.REQUANTISED)
     fit_processor(one.model, opened.task, opened.processor, grow=bool(opened.recipe.data.add_tokens))
     return _said(base, prove(opened, _put(run.adapter, one, base), form, listener), listener)
 

@@ -27,6 +27,8 @@ from .probing import Runnable, check_record, has_probes, probe_inputs
 from .ready import as_merged, fit_processor, open_base
 from .rows import Given
 
+FILES = "files_fingerprint"  # in run.json: of a base that was quantised, what its files held
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -90,8 +92,7 @@ def load(
     dtype = dtype or facts["dtype"]
     opened = _open(recipe, task, dtype, listener, quantised=quantised, given=given)
     same_form = quantised or run.facts["quant"] == "none"
-    if same_form:
-        check_base(opened, facts, recipe.model)
+    check_base(opened, facts, recipe.model, quantised=same_form)
     check_record(run)
     options = encode_options(recipe, task, recipe.model, facts["encode"]["max_length"])
     processor = load_processor(str(run.adapter), task.processor_class) if task.auto_class else None
@@ -109,15 +110,17 @@ def load(
     return loaded
 
 
-def check_base(base: Base, facts: Mapping[str, Any], where: str) -> None:
+def check_base(base: Base, facts: Mapping[str, Any], where: str, *, quantised: bool) -> None:
     """Refuse a base that is not the one of training.
 
     Args:
-        base: in the quantisation of training.
+        base: as it is loaded here.
         facts: of the run.
         where: what the user calls it.
+        quantised: whether it is in the quantisation of training; else it is held against what its files held then.
     """
-    if fingerprint(base.model, base.fresh, getattr(torch, facts["dtype"])) != facts["fingerprint"]:
+    wanted = facts["fingerprint"] if quantised else facts.get(FILES)
+    if wanted and fingerprint(base.model, base.fresh, getattr(torch, facts["dtype"])) != wanted:
         raise other_base(where)
 
 

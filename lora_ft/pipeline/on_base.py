@@ -25,13 +25,12 @@ from lora_ft_adapters import AdapterError, UnmergeableError, load_adapter, merge
 from lora_ft_adapters.streaming import MergedWeights, lend
 from lora_ft_adapters.weights import StateWeights, TensorFolder, Weights
 
-from .loading import load, other_base
+from .loading import FILES, load, other_base
 from .prepare import base_spec, source_of
 from .probing import check_record, probe_inputs
 from .ready import fit_processor, quantizer_of
 from .rows import Given
 
-FILES = "files_fingerprint"  # in run.json: of a base that was quantised, what its files held
 KEPT_APART = "lora-ft export --format peft keeps it beside its base"
 
 

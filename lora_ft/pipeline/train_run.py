@@ -25,7 +25,7 @@ from .changes import changes
 from .dry_run import check, steps_of
 from .finish import close_run, save_final
 from .judge import Judge, token_budget
-from .on_base import FILES
+from .loading import FILES
 from .prepare import DEFAULT_EPOCHS, Prepared, answer_options, data_hash, prepare, strata, versions, workers
 from .ready import Ready, check_quant, make_ready
 from .rows import Given, absolute, absolute_sets

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from lora_ft.data import encode_all
-from lora_ft.errors import LoraFtError, UsageError
+from lora_ft.errors import ArtifactError, LoraFtError, UsageError
 from lora_ft.records import Sample
 
 from .judge import Judge, token_budget
@@ -37,7 +37,12 @@ def chosen_base(opened: Opened, stack: ExitStack, into: str) -> tuple[OnBase, Ma
     if into == "dequantised":
         return on_base(opened, stack, rounding), {"into": into}
     samples = _samples(opened)
-    both = {"original": on_base(opened, stack), "dequantised": on_base(opened, stack, rounding)}
+    try:
+        both = {"dequantised": on_base(opened, stack, rounding)}
+    except ArtifactError as error:  # a method that needs the whole base in memory
+        opened.listener.note(f"merged into the original weights: {error.what}")
+        return on_base(opened, stack), {"into": "original"}
+    both["original"] = on_base(opened, stack)
     if not samples:
         opened.listener.note("no held-out rows: merged into the weights that the adapter was trained on (dequantised)")
         return both["dequantised"], {"into": "dequantised"}

@@ -101,3 +101,13 @@ def test_a_merged_whisper_still_takes_a_language(tmp_path):
     wanted = json.loads((base / "generation_config.json").read_text())
     spec = BaseSpec(str(base), "AutoModelForSpeechSeq2Seq")
     assert spec.skeleton().generation_config.lang_to_id == wanted["lang_to_id"]
+
+
+def test_a_method_that_needs_the_whole_base_goes_into_the_original_weights(recipe, tmp_path):
+    recipe = {**recipe, "method": {"type": "adalora"}}
+    run = trained(recipe, tmp_path, "nf4")
+    figures = lora_ft.merge(run, tmp_path / "merged", dtype="float32")
+    assert figures["into"] == "original"
+    assert figures["update_kept"] > 0.99
+    with pytest.raises(ArtifactError, match="cannot be merged into"):
+        lora_ft.merge(run, tmp_path / "no", into="dequantised")
