@@ -36,8 +36,9 @@ from lora_ft.records import Silent
 from lora_ft_adapters import load_adapter
 
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"r": 8}, "rslora": {"r": 8}, "dora": {"r": 8}, "pissa": {"r": 8}, "adalora": {}, "loha": {"r": 8},
-    "oft": {}, "vera": {}, "ia3": {}, "layers": {"last": 1}, "head": {}, "houlsby": {"r": 8}, "prefix_tuning": {},
+    "lora": {"r": 8}, "rslora": {"r": 8}, "dora": {"r": 8}, "pissa": {"r": 8}, "loftq": {"r": 8}, "adalora": {},
+    "loha": {"r": 8}, "oft": {}, "vera": {}, "ia3": {}, "layers": {"last": 1}, "head": {}, "houlsby": {"r": 8},
+    "prefix_tuning": {},
 }  # fmt: skip
 RATES = {"vera": 3e-2, "ia3": 3e-2, "prefix_tuning": 3e-2}
 BASES = {"float32": ("float32", "none"), "bfloat16": ("bfloat16", "none"), "nf4": ("float32", "nf4")}
@@ -90,7 +91,10 @@ def measure(run: lora_ft.Run, folder: Path, prompts: list[list[int]], stops: boo
         except LoraFtError as error:
             found[key] = {"refused": error.what}
             continue
-        kept = ("max_difference", "kl", "top1_agreement", "update_kept", "weights_kept", "golden_difference", "into")
+        kept = (
+            "max_difference", "relative_difference", "kl", "top1_agreement", "update_kept", "weights_kept",
+            "golden_difference", "into",
+        )  # fmt: skip
         found[key] = {k: figures[k] for k in kept if k in figures}
         model = reread(run, name, out)
         if model is not None:

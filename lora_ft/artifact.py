@@ -43,6 +43,7 @@ class Subject:
         model: the base's modules without weights (meta device), with config and generation config.
         new_tokens: whether tokens were added.
         options: the task's, as the recipe sets them.
+        corrects_quantisation: whether the adapter holds the error of its quantised base (LoftQ), and fits only that.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Subject:
     model: Any
     new_tokens: bool = False
     options: Any = None
+    corrects_quantisation: bool = False
 
     @property
     def pooling(self) -> str:

@@ -31,6 +31,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
     @classmethod
     def of(cls, given: Run | str | Path) -> Run:
         """A run, or the run in a folder, or the one whose adapter's folder is given."""

@@ -1,4 +1,4 @@
-"""Models whose weights stay on disk: hollow parameters, filled while a module runs or is merged, one part in memory."""
+"""Merging and unmerging layer by layer, by PEFT's own merge of each, with the tensors of a base that stays on disk."""
 
 import copy
 from collections.abc import Iterator
@@ -7,126 +7,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 
 from .apply import state_of
 from .behaviour import quiet
+from .copies import Copy, CopyLayer
 from .errors import AdapterError, UnmergeableError
+from .hollow import Hollow, fill
 from .modules import wrappers
 from .weights import Weights
-
-Held = list[tuple[nn.Module, str, "Hollow"]]
-
-
-class Hollow(nn.Parameter):
-    """A parameter without numbers: its shape, its dtype, and the name under which a file has it.
-
-    Whatever computes with it gets NaN, so a part that was not filled in time shows in the result.
-    """
-
-    stored_name: str
-
-    def __new__(cls, like: Tensor, name: str, dtype: torch.dtype | None = None) -> "Hollow":
-        """As `like`, but of one number that all places share."""
-        dtype = dtype if dtype is not None and like.is_floating_point() else like.dtype
-        one = torch.full((), float("nan") if dtype.is_floating_point else 0, dtype=dtype)
-        made: Hollow = torch.Tensor._make_subclass(cls, one.expand(like.shape), False)
-        made.stored_name = name
-        return made
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
-        """A copy is an ordinary parameter: adapters that train copies of the base's modules write into them."""
-        return nn.Parameter(torch.full(self.shape, float("nan"), dtype=self.dtype), requires_grad=False)
-
-
-def hollow_out(model: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Replace every parameter by a hollow one; shared ones stay shared and keep their first name."""
-    made: dict[int, Hollow] = {}
-    for path, module in model.named_modules():
-        for own, p in list(module._parameters.items()):
-            if p is not None:
-                name = f"{path}.{own}" if path else own
-                module._parameters[own] = made.setdefault(id(p), Hollow(p, name, dtype))
-
-
-def fill(module: nn.Module, weights: Weights, dtype: torch.dtype | None, device: torch.device | str = "cpu") -> Held:
-    """Give the hollow parameters of a module and all inside their numbers; returns what `empty` needs.
-
-    Args:
-        module: any.
-        weights: by stored name.
-        dtype: of the filled ones; None keeps the file's.
-        device: where they go.
-    """
-    held: Held = []
-    made: dict[int, nn.Parameter] = {}
-    for inner in module.modules():
-        for own, p in list(inner._parameters.items()):
-            if isinstance(p, Hollow):
-                if p.stored_name not in weights:
-                    continue  # a head that the base's files lack, and that the adapter holds
-                if id(p) not in made:
-                    value = weights[p.stored_name]
-                    value = value.to(device, dtype if value.is_floating_point() else None)
-                    made[id(p)] = nn.Parameter(value, requires_grad=False)
-                held.append((inner, own, p))
-                inner._parameters[own] = made[id(p)]
-    return held
-
-
-def empty(held: Held) -> None:
-    """Make them hollow again."""
-    for inner, own, p in held:
-        inner._parameters[own] = p
-
-
-def lend(model: nn.Module, weights: Weights, dtype: torch.dtype | None, device: torch.device | str = "cpu") -> None:
-    """Let a hollow model run: each part gets its numbers when it is called and gives them back after.
-
-    A part is as large as the largest layer at most. What lies between parts stays filled.
-    """
-    limit = max((_own_size(m) for m in model.modules()), default=0)
-    for part in _parts(model, limit):
-        _lend_part(part, weights, dtype, device)
-
-
-def _own_size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters(recurse=False) if isinstance(p, Hollow))
-
-
-def _parts(module: nn.Module, limit: int) -> Iterator[tuple[nn.Module, bool]]:
-    """(module, whether all inside belongs to the part): small modules whole, large ones without their children."""
-    size = sum(p.numel() for p in module.parameters() if isinstance(p, Hollow))
-    called = type(module).forward is not nn.Module.forward
-    if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) or (called and size <= limit):
-        if size:
-            yield module, True
-        return
-    yield module, False
-    for child in module.children():
-        yield from _parts(child, limit)
-
-
-def _lend_part(
-    part: tuple[nn.Module, bool], weights: Weights, dtype: torch.dtype | None, device: torch.device | str
-) -> None:
-    module, whole = part
-    if not whole:
-        for own, p in list(module._parameters.items()):
-            if isinstance(p, Hollow) and p.stored_name in weights:
-                module._parameters[own] = nn.Parameter(weights[p.stored_name].to(device, dtype), requires_grad=False)
-        return
-    depth: list[Held] = []
-
-    def enter(_: nn.Module, args: Any) -> None:
-        depth.append(fill(module, weights, dtype, device))
-
-    def leave(_: nn.Module, args: Any, output: Any) -> None:
-        empty(depth.pop())
-
-    module.register_forward_pre_hook(enter)
-    module.register_forward_hook(leave, always_call=True)
 
 
 class MergedWeights(Weights):
@@ -159,13 +49,14 @@ class MergedWeights(Weights):
         self.model, self.base, self.adapter, self.back, self.rounded = model, base, adapter, back, rounded
         self.kept: dict[str, tuple[float, float]] = {}
         self._owner: dict[str, nn.Module] = {}
+        self._places: dict[nn.Module, dict[str, str]] = {}  # of each layer: its parameters and the tensors they become
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._ready: dict[str, Tensor] = {}
         self.untied = False
         saved = {t.data_ptr() for t in state_of(model, adapter).values()}
         for name, module in wrappers(model):
             self._claim(name, module, saved)
-        if back and any(isinstance(m, ModulesToSaveWrapper) for m in self._owner.values()):
+        if back and any(isinstance(m, ModulesToSaveWrapper | CopyLayer) for m in self._owner.values()):
             raise UnmergeableError("modules that the adapter replaced as a whole (a head) are not in the merged model")
         self._names = [*base, *(n for n in self._owner if n not in base)]
 
@@ -204,7 +95,7 @@ class MergedWeights(Weights):
                 stored = {p.stored_name for p in module.original_module.parameters() if isinstance(p, Hollow)}
                 for key, tensor in own.items():
                     self._owner[f"{name}.{key}"], self._shapes[f"{name}.{key}"] = module, tuple(tensor.shape)
-                    self.untied |= f"{name}.{key}" not in stored or self._shared(f"{name}.{key}")
+                    self.untied |= f"{name}.{key}" not in stored or self._places_of(f"{name}.{key}") > 1
             return
         if isinstance(module, TrainableTokensWrapper) and module.token_adapter.tied_adapter:
             return  # its embedding has the same rows
@@ -212,16 +103,36 @@ class MergedWeights(Weights):
             return
         if isinstance(module, BaseTunerLayer):
             self._check_saved(name, module, saved)
-        for p in module.parameters():
-            if isinstance(p, Hollow):
-                if p.stored_name in self._owner:
-                    raise AdapterError(f"two adapted layers share {p.stored_name}")
-                self._owner[p.stored_name] = module
+        places = self._places[module] = {}
+        layer: Any = module.token_adapter if isinstance(module, TrainableTokensWrapper) else module
+        for path, p in layer.get_base_layer().named_parameters():
+            target = self._target(name, module, path, p) if isinstance(p, Hollow) else None
+            if target is None:
+                continue
+            if target in self._owner:
+                raise AdapterError(f"two adapted layers share {target}")
+            self._owner[target], self._shapes[target], places[path] = module, tuple(p.shape), target
 
-    def _shared(self, name: str) -> bool:
+    def _target(self, name: str, module: nn.Module, path: str, p: Hollow) -> str | None:
+        """The tensor that a parameter becomes: its stored one, or one of its own; None when a tied layer writes it."""
+        if not isinstance(module, CopyLayer):
+            return p.stored_name
+        adapter = module.adapters[self.adapter]
+        assert isinstance(adapter, Copy)
+        if path in adapter.ties:
+            return None
+        copies = [m for _, m in wrappers(self.model) if isinstance(m, CopyLayer) and self.adapter in m.adapters]
+        held = sum(any(q is p for q in m.parameters()) for m in copies)
+        if held == self._places_of(p.stored_name):
+            return p.stored_name
+        if held > 1:
+            raise AdapterError(f"{p.stored_name} is shared by {held} adapted layers and by others")
+        self.untied = True
+        return f"{name}.{path}"
+
+    def _places_of(self, stored: str) -> int:
         bare = self.model.get_base_model()
-        hits = [p for _, p in bare.named_parameters(remove_duplicate=False) if getattr(p, "stored_name", "") == name]
-        return len(hits) > 1
+        return sum(getattr(p, "stored_name", "") == stored for _, p in bare.named_parameters(remove_duplicate=False))
 
     def _check_saved(self, name: str, layer: nn.Module, saved: set[int]) -> None:
         """What an adapter computes from the base when it is loaded cannot be had from a hollow base."""
@@ -237,15 +148,12 @@ class MergedWeights(Weights):
             return {f"{name}.{k}": t for k, t in module.modules_to_save[self.adapter].state_dict().items()}
         alone: Any = _copied(module)
         layer = alone.token_adapter if isinstance(module, TrainableTokensWrapper) else alone
-        parameters: list[tuple[str, Any]] = list(layer.get_base_layer().named_parameters())
-        names = {path: p.stored_name for path, p in parameters if isinstance(p, Hollow)}
-        held = fill(layer, self.base, torch.float32)
-        before: dict[str, Tensor] = {}
+        fill(layer, self.base, torch.float32)
+        before = {}
         if self.rounded is not None:
-            before = {p.stored_name: getattr(inner, own).detach().clone() for inner, own, p in held}
+            before = {name: t.clone() for name, t in self._own(module, layer).items()}
         self._fold(layer)
-        base = layer.get_base_layer()
-        found: dict[str, Tensor] = {name: base.get_parameter(path).detach() for path, name in names.items()}
+        found = self._own(module, layer)
         # NaN and infinity stay in a sum, which is many times faster than a look at every number.
         lost = [n for n, t in found.items() if not (t.sum().isfinite() or t.isfinite().all())]
         if lost:
@@ -253,6 +161,10 @@ class MergedWeights(Weights):
         if self.rounded is not None:
             self.kept |= {n: kept(before[n], t, self.rounded) for n, t in found.items()}
         return found
+
+    def _own(self, module: nn.Module, layer: Any) -> dict[str, Tensor]:
+        base = layer.get_base_layer()  # some merges put another in its place
+        return {name: base.get_parameter(path).detach() for path, name in self._places[module].items()}
 
     def _fold(self, layer: Any) -> None:
         kind = type(layer).__name__

@@ -34,6 +34,14 @@ class Weights(Mapping[str, Tensor]):
     def dtype(self, name: str) -> torch.dtype:
         """Of one tensor."""
 
+    def __contains__(self, name: object) -> bool:
+        """Without making the tensor, as a mapping's own way would."""
+        try:
+            self.shape(name)  # type: ignore[arg-type]
+        except KeyError:
+            return False
+        return True
+
     def values_at(self, name: str, index: Tensor) -> Tensor:
         """Some numbers of one tensor, by their places in it laid flat."""
         return self[name].flatten()[index]

@@ -47,6 +47,20 @@ def check_plain_lora(subject: Subject, program: str) -> None:
         raise UsageError(f"{program} has no place for new tokens in an adapter", fix="--format merged")
 
 
+def check_original(subject: Subject, program: str) -> None:
+    """Refuse an adapter that does not fit the original weights, for a program that brings those.
+
+    Raises:
+        UsageError: with the nearest way out.
+    """
+    if subject.corrects_quantisation:
+        raise UsageError(
+            f"{program} would put it on the original weights, and a {subject.method} adapter holds the error of its "
+            "quantised base, which they do not have",
+            fix="--format merged --into dequantised",
+        )
+
+
 def _held(subject: Subject) -> list[str]:
     """Modules that are saved whole; PEFT also names some that a model does not have."""
     wanted = getattr(subject.adapter, "modules_to_save", None) or ()

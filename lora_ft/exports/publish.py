@@ -65,6 +65,7 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
 
     Returns:
         max_difference: largest absolute difference of a logit.
+        relative_difference: that, beside the largest logit of the adapter.
         kl: mean Kullback-Leibler divergence from the adapter's distribution over the last axis, in nats.
         top1_agreement: share of positions with the same first choice.
         update_kept: 1 - distance to the adapted outputs / distance of base and adapted outputs (L2 over all logits).
@@ -73,7 +74,7 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
         ArtifactError: shapes differ, or numbers are not finite.
     """
     device = next(model.parameters()).device
-    largest, same, positions, off, change, diverged = 0.0, 0, 0, 0.0, 0.0, 0.0
+    largest, size, same, positions, off, change, diverged = 0.0, 0.0, 0, 0, 0.0, 0.0, 0.0
     with torch.inference_mode():
         for p in probes:
             got = answer(model, moved(p.inputs, device)).float().cpu()
@@ -83,6 +84,7 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
             if not bool(got.isfinite().all()):
                 raise ArtifactError("what was read back gives NaN or infinite outputs")
             largest = max(largest, float((got - p.adapted).abs().max()))
+            size = max(size, float(p.adapted.abs().max()))
             same += int((got.argmax(-1) == p.adapted.argmax(-1)).sum())
             count = got.argmax(-1).numel()
             positions += count
@@ -92,6 +94,7 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
             change += float((p.base - p.adapted).double().square().sum())
     return {
         "max_difference": largest,
+        "relative_difference": largest / max(size, 1e-30),
         "kl": max(0.0, diverged / max(1, positions)),
         "top1_agreement": same / max(1, positions),
         "update_kept": 1.0 - (off / max(change, 1e-30)) ** 0.5,

@@ -12,8 +12,8 @@ from transformers import initialization
 
 from lora_ft.errors import ArtifactError
 from lora_ft_adapters import AdapterError
+from lora_ft_adapters.hollow import hollow_out, lend
 from lora_ft_adapters.modules import embedding_ends
-from lora_ft_adapters.streaming import hollow_out, lend
 from lora_ft_adapters.weights import TensorFolder, Weights
 
 from .file_names import model_names
@@ -147,16 +147,29 @@ def hollow_base(spec: BaseSpec, tokens: int = 0, fresh: tuple[str, ...] = ()) ->
         stack.enter_context(init_empty_weights(include_buffers=False))
         stack.enter_context(initialization.no_init_weights())
         model: Any = spec.skeleton(device=None)
+    files = TensorFolder(folder)
     model.tie_weights()
+    _part(model, files)
     if tokens:
         grow_embeddings(model, tokens)
     try:
-        weights = BaseWeights(TensorFolder(folder), model, fresh)
+        weights = BaseWeights(files, model, fresh)
     except AdapterError as error:
         raise NotStreamable(str(error)) from error
     _load_buffers(model, weights)
     hollow_out(model, torch.float32)
     return model.eval(), weights
+
+
+def _part(model: Any, files: Weights) -> None:
+    """What the config ties and the files hold apart, with other values, is not tied: as `from_pretrained` has it."""
+    names = model_names(model, files)
+    for target, source in model.all_tied_weights_keys.items():
+        keys = [names[n][0] for n in (target, source) if n in names]
+        if len(set(keys)) == 2 and not torch.equal(files[keys[0]], files[keys[1]]):
+            path, _, own = target.rpartition(".")
+            module = model.get_submodule(path)
+            module._parameters[own] = nn.Parameter(module._parameters[own].detach().clone(), requires_grad=False)
 
 
 def files_fingerprint(spec: BaseSpec, fresh: tuple[str, ...], dtype: torch.dtype) -> str:

@@ -20,8 +20,7 @@ from lora_ft.records import Listener, Silent
 from lora_ft.registry import EXPORTS, ExportFormat
 from lora_ft.report import model_card, public_name
 from lora_ft.runs import Run
-from lora_ft_adapters import UnmergeableError, build_config
-from lora_ft_adapters.behaviour import behaviour_of
+from lora_ft_adapters import UnmergeableError
 
 from .loading import load, plain_base
 from .on_base import OnBase, Opened, open_run, unmergeable
@@ -109,7 +108,6 @@ def _export(
     choice: Mapping[str, Any] = {}
     based: OnBase | None = None
     if chosen.full_precision:
-        _check_base_fits(opened)
         numbers = sum(p.numel() for p in about.model.parameters())
         width = getattr(getattr(torch, dtype or chosen.default_dtype(_stored(opened)), None), "itemsize", 1)
         exports.check_space(target, numbers * width)
@@ -177,17 +175,6 @@ def _stored(opened: Opened) -> str:
     if opened.task.auto_class is None:
         return str(opened.run.facts["dtype"])
     return stored_dtype(opened.source)
-
-
-def _check_base_fits(opened: Opened) -> None:
-    """Refuse to put an adapter that corrects its quantised base on the unquantised one."""
-    method = opened.recipe.method
-    behaviour = behaviour_of(build_config(method.type, method.options()))
-    if behaviour.corrects_quantisation:
-        raise UsageError(
-            f"a {method.type} adapter holds the error of its quantised base, which the full base does not have",
-            fix="lora-ft export --format peft, and use it on the quantised base",
-        )
 
 
 def _artifact(

@@ -22,7 +22,8 @@ from lora_ft.records import Listener
 from lora_ft.registry import TASKS, Quantizer, Task
 from lora_ft.runs import Run
 from lora_ft_adapters import AdapterError, UnmergeableError, load_adapter, merge
-from lora_ft_adapters.streaming import MergedWeights, lend
+from lora_ft_adapters.hollow import lend
+from lora_ft_adapters.streaming import MergedWeights
 from lora_ft_adapters.weights import StateWeights, TensorFolder, Weights
 
 from .loading import FILES, load, other_base

@@ -6,7 +6,9 @@ from lora_ft.artifact import Subject
 from lora_ft.recipe import Recipe
 from lora_ft.records import Silent
 from lora_ft.registry import Task
+from lora_ft_adapters import build_config
 from lora_ft_adapters.apply import read_config
+from lora_ft_adapters.behaviour import behaviour_of
 
 from .on_base import Opened
 from .prepare import base_spec, source_of
@@ -34,4 +36,13 @@ def subject(recipe: Recipe, task: Task, processor: Any, config: Any, given: Give
             model.tie_weights()
             fit_processor(model, task, processor, grow=bool(recipe.data.add_tokens))
     options = getattr(task, "options", None)
-    return Subject(task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens), options)
+    return Subject(
+        task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens), options,
+        corrects_quantisation(recipe),
+    )  # fmt: skip
+
+
+def corrects_quantisation(recipe: Recipe) -> bool:
+    """Whether the adapter holds the error of its quantised base, and so fits no other."""
+    method = recipe.method
+    return behaviour_of(build_config(method.type, method.options())).corrects_quantisation

@@ -12,6 +12,7 @@ from .judge import Judge, token_budget
 from .on_base import OnBase, Opened, on_base, rounding_of
 from .prepare import encode_options, workers
 from .rows import held_out_rows
+from .subjects import corrects_quantisation
 
 ROWS = 64  # held-out rows that the two are judged on
 
@@ -25,9 +26,17 @@ def chosen_base(opened: Opened, stack: ExitStack, into: str) -> tuple[OnBase, Ma
         into: original, dequantised, or auto for the better of both.
 
     Raises:
-        UsageError: dequantised, but the base was not quantised.
+        UsageError: dequantised, but the base was not quantised; original, but the adapter holds what that lost.
     """
     rounding = rounding_of(opened)
+    if corrects_quantisation(opened.recipe):
+        if into == "original" or rounding is None:
+            raise UsageError(
+                f"a {opened.recipe.method.type} adapter holds the error of its quantised base, which the original "
+                "weights do not have",
+                fix="--into dequantised" if rounding else "lora-ft export --format peft, and use it on that base",
+            )
+        return on_base(opened, stack, rounding), {"into": "dequantised"}
     if rounding is None:
         if into == "dequantised":
             raise UsageError("--into dequantised: the base of this run was not quantised", fix="leave it out")

@@ -13,7 +13,8 @@ from lora_ft.exports.publish import differences
 from lora_ft.exports.shards import write_shards
 from lora_ft.models.streaming import NotStreamable, SavedWeights, read_streamed
 from lora_ft_adapters import AdapterError, load_adapter
-from lora_ft_adapters.streaming import MergedWeights, lend
+from lora_ft_adapters.hollow import lend
+from lora_ft_adapters.streaming import MergedWeights
 from lora_ft_adapters.weights import Weights
 
 from .on_base import Opened, hollow, rounded, rounding_of

@@ -191,13 +191,20 @@ def test_a_method_that_peft_cannot_run_on_four_bits_is_refused_in_words(recipe, 
         lora_ft.train({**recipe, "quant": "nf4", "method": {"type": name}}, out=tmp_path / "run")
 
 
-def test_loftq_starts_nearer_to_the_unquantised_base_and_is_never_merged_into_it(recipe, tmp_path):
+def test_loftq_starts_nearer_to_the_unquantised_base_and_is_merged_into_the_quantised_one_alone(recipe, tmp_path):
     plain = lora_ft.train({**recipe, "quant": "nf4"}, out=tmp_path / "plain")
     run = lora_ft.train({**recipe, "quant": "nf4", "method": {"type": "loftq", "r": 8}}, out=tmp_path / "run")
     assert run.metrics["after"]["loss"] < plain.metrics["before"]["loss"]
+    for name in ("gguf-adapter", "mlx", "vllm"):  # their programs bring the original weights
+        with pytest.raises(UsageError, match="error of its quantised base"):
+            lora_ft.export(run, tmp_path / name, format_name=name)
     with pytest.raises(UsageError, match="error of its quantised base"):
-        lora_ft.merge(run, tmp_path / "merged")
-    lora_ft.export(run, tmp_path / "peft", format_name="peft")
+        lora_ft.merge(run, tmp_path / "merged", into="original")
+    for name in ("peft", "gguf", "ollama-adapter", "quantised"):
+        lora_ft.export(run, tmp_path / name, format_name=name)
+    figures = lora_ft.merge(run, tmp_path / "merged", dtype="float32")
+    assert figures["into"] == "dequantised"
+    assert figures["max_difference"] < 1e-4
 
 
 def test_a_rate_for_a_parameter_that_does_not_exist_is_refused(recipe, tmp_path):

@@ -18,6 +18,7 @@ from lora_ft.exports import probe, publish
 from lora_ft.exports._gguf.family import families
 from lora_ft.exports._gguf.vocabulary import split_name
 from lora_ft.exports._gguf.write import TYPES, Entry, _stored
+from lora_ft.exports._gguf.writer import Writer
 from lora_ft.models.random_models import tiny_bert
 from lora_ft.registry import EXPORTS
 from tests.tiny_artifacts import artifact_of
@@ -268,3 +269,17 @@ def test_a_cast_is_that_of_the_gguf_package_to_the_last_bit(dtype):
     found = _stored(Entry("a.weight", kind, tuple(numbers.shape), lambda: numbers))
     assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
     assert found.tobytes() == wanted.tobytes()
+
+
+def test_lists_packed_at_once_are_those_of_the_gguf_package_to_the_last_byte(tmp_path):
+    lists = [["a", "", "\u00e9\u4e16", "\U0001f600" * 3], [1, -2, 3], [0.5, -1.25], [True, False], [b"\xff", b""]]
+    written = []
+    for kind in (Writer, gguf.GGUFWriter):
+        writer = kind(tmp_path / kind.__name__, "llama")
+        for number, values in enumerate(lists):
+            writer.add_array(f"list.{number}", values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        written.append((tmp_path / kind.__name__).read_bytes())
+    assert written[0] == written[1]

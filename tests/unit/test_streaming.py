@@ -24,7 +24,8 @@ from lora_ft_adapters import (
     merge,
     save_adapter,
 )
-from lora_ft_adapters.streaming import Hollow, MergedWeights, kept, lend
+from lora_ft_adapters.hollow import Hollow, lend
+from lora_ft_adapters.streaming import MergedWeights, kept
 from lora_ft_adapters.weights import StateWeights, TensorFolder
 
 IDS = {"input_ids": torch.tensor([[5, 6, 7, 8, 9, 10, 11], [20, 21, 22, 23, 24, 25, 26]])}
@@ -114,6 +115,15 @@ def test_every_method_is_merged_layer_by_layer(method, options, tmp_path):
 def test_a_head_of_its_own_is_untied_and_new_tokens_of_a_tied_embedding_stay(tmp_path):
     check("tied", tmp_path / "a", "lora", {"trainable_token_indices": [1, 2]})
     check("tied", tmp_path / "b", "lora", {"modules_to_save": ["lm_head"]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "options"),
+    [("tied", "head", {}), ("tied", "full", {}), ("t5", "head", {}), ("bert", "head", {})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_trained_head_does_not_change_the_embedding_that_it_was_tied_to(kind, method, options, tmp_path):
+    check(kind, tmp_path, method, options)
 
 
 @pytest.mark.parametrize(
@@ -229,3 +239,16 @@ def test_a_second_file_of_weights_beside_the_model_is_not_read(tmp_path):
         (tmp_path / f"{name}.safetensors.index.json").write_text("{}")
     with pytest.raises(AdapterError, match="2 indices"):
         TensorFolder(tmp_path)
+
+
+def test_a_merge_reads_each_tensor_once(tmp_path, monkeypatch):
+    folder, auto, _, adapter, _ = made("llama", tmp_path)
+    model, weights = hollow_base(BaseSpec(str(folder), auto))
+    hollow = load_adapter(model, adapter)
+    read = []
+    inner = TensorFolder.__getitem__
+    monkeypatch.setattr(TensorFolder, "__getitem__", lambda self, name: read.append(name) or inner(self, name))
+    for name in (found := MergedWeights(hollow, weights)):
+        assert found[name].isfinite().all()
+    assert sorted(read) == sorted(set(read))
+    assert "nothing" not in found

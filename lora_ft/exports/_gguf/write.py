@@ -19,6 +19,7 @@ from lora_ft_adapters.weights import Weights
 
 from .family import Family, family_of
 from .vocabulary import write_vocabulary
+from .writer import Writer
 
 TYPES = {
     "float32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -48,7 +49,7 @@ def write_gguf(artifact: Artifact, path: Path) -> None:
     """The merged model of an artifact, with tokenizer and chat template."""
     config = artifact.subject.model.config.get_text_config()
     family = family_of(config)
-    writer: Any = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[family.arch])
+    writer: Any = Writer(path, gguf.MODEL_ARCH_NAMES[family.arch])
     kind, file_type = TYPES[artifact.dtype]
     writer.add_type("model")
     writer.add_name(artifact.base.rsplit("/", 1)[-1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports._gguf.family import Family, family_of
-from lora_ft.exports._plain_lora import check_linear, check_plain_lora, factors, put_back
+from lora_ft.exports._plain_lora import check_linear, check_original, check_plain_lora, factors, put_back
 from lora_ft.exports.publish import check_same, differences
 from lora_ft.registry import EXPORTS
 
@@ -40,6 +40,7 @@ class GgufAdapterFormat:
         if subject.auto_class is None:
             raise UsageError("a model that a function builds cannot be written as GGUF", fix="--format peft")
         check_plain_lora(subject, PROGRAM)
+        check_original(subject, PROGRAM)
         config = subject.model.config.get_text_config()
         find, blocks = family_of(config), _blocks(config)
         for name in check_linear(subject, PROGRAM):

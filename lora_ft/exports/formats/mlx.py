@@ -12,7 +12,15 @@ from safetensors.numpy import load_file, save_file
 
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
-from lora_ft.exports._plain_lora import CONVERT, check_linear, check_plain_lora, factors, one_rank, put_back
+from lora_ft.exports._plain_lora import (
+    CONVERT,
+    check_linear,
+    check_original,
+    check_plain_lora,
+    factors,
+    one_rank,
+    put_back,
+)
 from lora_ft.exports.publish import check_same, differences
 from lora_ft.registry import EXPORTS
 
@@ -37,6 +45,7 @@ class MlxFormat:
     def check(self, subject: Subject) -> None:
         """A plain LoRA on the same linear layers of each of the last blocks of a model that writes text."""
         check_plain_lora(subject, PROGRAM)
+        check_original(subject, PROGRAM)
         if subject.task != "causal-lm":
             raise UsageError(f"{PROGRAM} runs models that write text, and this is a {subject.task} adapter")
         names = check_linear(subject, PROGRAM)

@@ -39,7 +39,7 @@ class OllamaAdapterFormat:
         """A model that writes text, and a LoRA that llama.cpp takes."""
         if subject.task != "causal-lm":
             raise UsageError(f"ollama runs models that write text, and this is a {subject.task} adapter")
-        GgufAdapterFormat().check(subject)
+        GgufAdapterFormat().check(replace(subject, corrects_quantisation=False))  # its base is written beside it
 
     def write(self, artifact: Artifact, folder: Path) -> None:
         """The template first: one that cannot be written costs no more."""

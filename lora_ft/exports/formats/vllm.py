@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
-from lora_ft.exports._plain_lora import CONVERT, check_linear, check_plain_lora, factors, one_rank
+from lora_ft.exports._plain_lora import CONVERT, check_linear, check_original, check_plain_lora, factors, one_rank
 from lora_ft.exports.probe_file import OWN_FILES
 from lora_ft.exports.publish import check_same, differences
 from lora_ft.registry import EXPORTS
@@ -39,6 +39,7 @@ class VllmFormat:
     def check(self, subject: Subject) -> None:
         """A plain LoRA of rank 512 at most on linear layers inside the blocks."""
         check_plain_lora(subject, PROGRAM)
+        check_original(subject, PROGRAM)
         if subject.auto_class is None or subject.task not in ("causal-lm", "image-text-to-text"):
             raise UsageError(f"{PROGRAM} puts LoRA on models that write text, and this is a {subject.task} adapter")
         config = subject.adapter
