@@ -43,6 +43,7 @@ class Subject:
         model: the base's modules without weights (meta device), with config and generation config.
         new_tokens: whether tokens were added.
         options: the task's, as the recipe sets them.
+        processor: the base's tokenizer or processor; None where there is none.
         corrects_quantisation: whether the adapter holds the error of its quantised base (LoftQ), and fits only that.
     """
 
@@ -53,6 +54,7 @@ class Subject:
     model: Any
     new_tokens: bool = False
     options: Any = None
+    processor: Any = None
     corrects_quantisation: bool = False
 
     @property

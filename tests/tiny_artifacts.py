@@ -60,7 +60,7 @@ def artifact_of(  # noqa: PLR0913 - each is what one test varies
 
     subject = Subject(
         task, auto_class, method, build_config(method, options, peft_type, base), empty,
-        options=SimpleNamespace(pooling=pooling),
+        options=SimpleNamespace(pooling=pooling), processor=tokenizer,
     )  # fmt: skip
     artifact = Artifact(
         subject=subject, folder=Path(folder),

@@ -101,6 +101,7 @@ def differences(model: Any, probes: Sequence[Probe], answer: Answer) -> dict[str
     }
 
 
+KEPT_LIMIT = 0.5  # share of what an adapter changes that an artifact must keep at least
 SAME = {torch.float32: 1e-4, torch.float16: 5e-3}  # largest difference of a logit; other dtypes 1e-2
 
 

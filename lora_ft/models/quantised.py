@@ -18,7 +18,7 @@ from lora_ft.errors import ArtifactError, LoraFtError, UsageError
 
 from .fingerprint import fingerprint
 from .heap import freed_at_once
-from .load import LOAD_ERRORS, Base, local_folder
+from .load import LOAD_ERRORS, Base, local_folder, pick_device
 
 AREA = "quantised"
 QUANTISED_MARKS = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
@@ -65,7 +65,7 @@ def check_stored(source: str, quant: str) -> str:
 
     try:
         quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
-        quantizer.validate_environment(device_map=None)
+        quantizer.validate_environment(device_map={"": str(pick_device())})
         trains = bool(quantizer.is_trainable)
     except PackageNotFoundError as error:
         raise UsageError(f"a {kind} base needs {error.name}", fix=f"pip install {error.name}") from error

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lora_ft import exports
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
+from lora_ft.exports.publish import KEPT_LIMIT
 from lora_ft.models.load import stored_dtype
 from lora_ft.models.streaming import NotStreamable, read_streamed
 from lora_ft.records import Listener, Silent
@@ -30,8 +31,6 @@ from .rows import Given
 from .subjects import subject_of
 from .two_bases import chosen_base
 from .unmerging import unmerge_into
-
-KEPT_LIMIT = 0.5  # of all updates together, that must be left after rounding
 
 
 def merge(run: Run | str | Path, target: str | Path, **options: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lora_ft import exports
 from lora_ft.artifact import Probe
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports import golden
+from lora_ft.exports.mergeable import KEPT_APART
 from lora_ft.models.fingerprint import fingerprint_of_files
 from lora_ft.models.load import load_processor, tokenizer_of
 from lora_ft.models.streaming import BaseWeights, NotStreamable, SavedWeights, hollow_base
@@ -31,8 +32,6 @@ from .prepare import base_spec, source_of
 from .probing import check_record, probe_inputs
 from .ready import fit_processor, quantizer_of
 from .rows import Given
-
-KEPT_APART = "lora-ft export --format peft keeps it beside its base"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def subject(recipe: Recipe, task: Task, processor: Any, config: Any, given: Give
     options = getattr(task, "options", None)
     return Subject(
         task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens), options,
-        corrects_quantisation(recipe),
+        processor, corrects_quantisation(recipe),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from lora_ft import exports
 from lora_ft.artifact import Artifact, Probe
 from lora_ft.errors import ArtifactError
-from lora_ft.exports.publish import differences
+from lora_ft.exports.publish import KEPT_LIMIT, differences
 from lora_ft.exports.shards import write_shards
 from lora_ft.models.streaming import NotStreamable, SavedWeights, read_streamed
 from lora_ft_adapters import AdapterError, load_adapter
@@ -20,7 +20,6 @@ from lora_ft_adapters.weights import Weights
 from .on_base import Opened, hollow, rounded, rounding_of
 from .probing import probe_inputs
 
-KEPT = 0.5  # of the way back to the base's answers
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a tensor's largest number
 
 
@@ -56,7 +55,7 @@ class _Base:
         inputs, _ = probe_inputs(self.opened, on_base, self.opened.listener)
         expected = [Probe(p.inputs, p.adapted, p.base) for p in exports.probe(on_base, inputs, artifact.outputs)]
         figures = differences(read_streamed(folder, self.opened.task.auto_class), expected, artifact.outputs)
-        if not figures["update_kept"] >= KEPT:
+        if not figures["update_kept"] >= KEPT_LIMIT:
             raise ArtifactError(
                 "what comes out answers like the base no more than the merged model does",
                 why="the adapter is not the one that was merged, or rounding hides its update",

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .sections import shorthand
+from .sections import quant_shorthand, shorthand
 
 KeyPath = tuple[str, ...]
 EXCLUSIVE = ("train", ("epochs", "steps"))  # one of these, whichever came last
-TYPED = ("method", "task")  # sections whose keys belong to their type
+TYPED = {"method": shorthand, "task": shorthand, "quant": quant_shorthand}  # sections whose keys belong to their type
 STAGES = "stages"
 
 
@@ -25,7 +25,7 @@ class Merge:
             at = (*path, key)
             value = _as_mapping(at, given)
             if value is not given and at in origin:
-                origin = {**origin, (*at, "type"): origin[at]}
+                origin = {**origin, **{(*at, own): origin[at] for own in value}}
             if isinstance(value, Mapping):
                 if _is_typed(at) and "type" in value and value["type"] != self.at(at).get("type"):
                     self.clear(at)  # another type's options would not fit this one
@@ -42,7 +42,7 @@ class Merge:
         parts = {(): values} | {(STAGES, k): v for k, v in _mapping(_as_mapping((STAGES,), values.get(STAGES))).items()}
         for path, part in parts.items():
             section = _mapping(_mapping(part).get(EXCLUSIVE[0]))
-            given = [k for k in EXCLUSIVE[1] if k in section]
+            given = [k for k in EXCLUSIVE[1] if section.get(k) is not None]
             for other in EXCLUSIVE[1]:
                 if len(given) == 1 and other != given[0]:
                     self.at((*path, EXCLUSIVE[0])).pop(other, None)
@@ -66,7 +66,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _is_typed(at: KeyPath) -> bool:
-    """Whether this is a `method` or `task` section, of the recipe or of one stage."""
+    """Whether this is a section with a type, of the recipe or of one stage."""
     return at[-1] in TYPED and (len(at) == 1 or (at[0] == STAGES and len(at) == 3))
 
 
@@ -74,7 +74,7 @@ def _as_mapping(at: KeyPath, value: Any) -> Any:
     """`task: NAME` as {type: NAME}; a list of stages by number, so that a later source can set a key of one."""
     if at == (STAGES,) and isinstance(value, list | tuple):
         return {str(i): v for i, v in enumerate(value)}
-    return shorthand(value) if _is_typed(at) else value
+    return TYPED[at[-1]](value) if _is_typed(at) else value
 
 
 def assign(values: dict[str, Any], path: KeyPath, value: Any) -> None:

@@ -27,6 +27,17 @@ def test_a_target_out_of_reach_is_refused_before_training(target, method, said, 
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
+def test_a_template_that_ollama_cannot_say_is_found_before_training(recipe, base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'][::-1] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+    )
+    with pytest.raises(UsageError, match="cannot be written in Ollama's syntax"):
+        lora_ft.train({**recipe, "model": str(tmp_path / "base"), "target": "ollama"}, out=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
 def test_a_target_within_reach_trains_and_is_reached(recipe, tmp_path):
     run = lora_ft.train({**recipe, "target": "vllm"}, out=tmp_path / "run")
     assert lora_ft.export(run, tmp_path / "served", format_name="vllm")["max_difference"] < 1e-4

@@ -84,6 +84,23 @@ def test_steps_from_a_later_source_replace_epochs_from_an_earlier_one():
         load_recipe([{**MINIMAL, "train": {"epochs": 3, "steps": 5}}])
 
 
+def test_a_null_takes_nothing_else_away():
+    """`--set train.steps=1 --set train.epochs=null` trained for the default number of epochs."""
+    resolved = load_recipe([{**MINIMAL, "train": {"epochs": 3}}], sets=["train.steps=5", "train.epochs=null"])
+    assert (resolved.recipe.train.epochs, resolved.recipe.train.steps) == (None, 5)
+
+
+def test_an_option_of_a_quantiser_keeps_its_type_and_another_type_drops_it():
+    """`--set quant.OPTION` once put a mapping without a type in the place of `quant: nf4`."""
+    option = "quant.bnb_4bit_use_double_quant=false"
+    kept = load_recipe([{**MINIMAL, "quant": "nf4"}], sets=[option])
+    assert (kept.recipe.quant.type, kept.recipe.quant.options()) == ("nf4", {"bnb_4bit_use_double_quant": False})
+    assert kept.origins[("quant", "type")] == "python"
+    other = load_recipe([{**MINIMAL, "quant": "nf4"}], sets=[option, "quant=torchao:int8_weight_only"])
+    assert (other.recipe.quant.type, other.recipe.quant.options()) == ("torchao", {"config": "int8_weight_only"})
+    assert other.origins[("quant", "config")] == "--set quant"
+
+
 def test_another_method_does_not_inherit_the_options_of_the_first():
     resolved = load_recipe([{**MINIMAL, "method": {"type": "lora", "r": 8}}], sets=["method.type=ia3"])
     assert resolved.recipe.method.options() == {}

@@ -51,7 +51,7 @@ class GgufFormat:
         return stored if stored in ("bfloat16", "float16") else "float16"
 
     def check(self, subject: Subject) -> None:
-        """A family that the format knows, without a task's own head, and a method that merges."""
+        """A family and a tokenizer that the format knows, without a task's own head, and a method that merges."""
         if subject.auto_class is None:
             raise UsageError("a model that a function builds cannot be written as GGUF", fix="--format merged")
         family = family_of(subject.model.config.get_text_config())
@@ -60,11 +60,11 @@ class GgufFormat:
                 f"a {subject.task} model cannot be written as GGUF: the format has no place for its head",
                 fix="--format onnx, or --format merged",
             )
+        check_vocabulary(subject.processor)
         check_mergeable(subject)
 
     def write(self, artifact: Artifact, folder: Path) -> None:
         """One file."""
-        check_vocabulary(artifact.processor)
         write_gguf(artifact, folder / FILE)
 
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:

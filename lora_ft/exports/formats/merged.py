@@ -9,12 +9,11 @@ from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError
 from lora_ft.exports._sentence import write_sentence_layout
 from lora_ft.exports.mergeable import check_mergeable
-from lora_ft.exports.publish import differences
+from lora_ft.exports.publish import KEPT_LIMIT, differences
 from lora_ft.exports.shards import write_shards
 from lora_ft.registry import EXPORTS
 
 FLOAT32_LIMIT = 1e-3  # of a logit; float32 merges differ by about 1e-5
-KEPT_LIMIT = 0.5  # share of the update that must survive rounding to a 16-bit dtype
 
 
 class MergedFormat:
@@ -54,12 +53,12 @@ class MergedFormat:
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Read back by plain Transformers; float32 must agree to 1e-3, 16 bits must keep half of the update."""
         figures = differences(artifact.read_model(folder), probes, artifact.outputs)
-        if artifact.dtype == "float32" and figures["max_difference"] > FLOAT32_LIMIT:
+        if artifact.dtype == "float32" and not figures["max_difference"] <= FLOAT32_LIMIT:
             raise ArtifactError(
                 f"the merged model differs from adapter on base by {figures['max_difference']:.1e} in a logit "
                 f"(allowed {FLOAT32_LIMIT:.0e})"
             )
-        if figures["update_kept"] < KEPT_LIMIT:
+        if not figures["update_kept"] >= KEPT_LIMIT:
             raise ArtifactError(
                 f"only {figures['update_kept']:.0%} of the adapter's effect survives in {artifact.dtype}",
                 why="the update is smaller than the rounding of the base's weights",

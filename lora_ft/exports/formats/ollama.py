@@ -22,13 +22,14 @@ class OllamaFormat(GgufFormat):
     targets: tuple[str, ...] = ("ollama",)
 
     def check(self, subject: Subject) -> None:
-        """A model that writes text, of a family that GGUF knows."""
+        """A model that writes text, of a family that GGUF knows, with a chat template that Go's can say."""
         if subject.task != "causal-lm":
             raise UsageError(f"ollama runs models that write text, and this is a {subject.task} adapter")
         super().check(subject)
+        chat_form(subject.processor)
 
     def write(self, artifact: Artifact, folder: Path) -> None:
-        """The template first: one that cannot be written costs no merge."""
+        """The template first: a text that a Modelfile cannot hold costs no merge."""
         text = modelfile_of(artifact)
         super().write(artifact, folder)
         (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports._gguf.family import family_of
+from lora_ft.exports._gguf.modelfile import chat_form
 from lora_ft.exports._gguf.read import read_gguf
 from lora_ft.exports._gguf.vocabulary import check_vocabulary
 from lora_ft.exports._gguf.write import TYPES, write_gguf
@@ -36,15 +37,16 @@ class OllamaAdapterFormat:
         return GgufFormat().default_dtype(stored)
 
     def check(self, subject: Subject) -> None:
-        """A model that writes text, and a LoRA that llama.cpp takes."""
+        """A model that writes text, with a template that Ollama takes, and a LoRA that llama.cpp takes."""
         if subject.task != "causal-lm":
             raise UsageError(f"ollama runs models that write text, and this is a {subject.task} adapter")
+        check_vocabulary(subject.processor)
+        chat_form(subject.processor)
         GgufAdapterFormat().check(replace(subject, corrects_quantisation=False))  # its base is written beside it
 
     def write(self, artifact: Artifact, folder: Path) -> None:
-        """The template first: one that cannot be written costs no more."""
+        """The template first: a text that a Modelfile cannot hold costs no more."""
         text = self._text(artifact)
-        check_vocabulary(artifact.processor)
         write_gguf(replace(artifact, merged=artifact.unmerged), folder / BASE)
         GgufAdapterFormat().write(replace(artifact, dtype="float32"), folder)
         (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")

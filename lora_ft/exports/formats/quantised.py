@@ -10,12 +10,10 @@ import transformers
 from lora_ft.artifact import Artifact, Probe, Subject
 from lora_ft.errors import ArtifactError, UsageError
 from lora_ft.exports._plain_lora import CONVERT, check_plain_lora
-from lora_ft.exports.publish import differences
+from lora_ft.exports.publish import KEPT_LIMIT, differences
 from lora_ft.registry import EXPORTS
 from lora_ft_adapters import AdapterError
 from lora_ft_adapters.fast.merge_aware import MergeAware, merged_weight, requantised
-
-KEPT_LIMIT = 0.5
 
 
 class QuantisedFormat:
