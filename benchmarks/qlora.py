@@ -1,13 +1,13 @@
 """QLoRA on the CPU: what 4 bits cost in loss, and save in memory, while loading and after.
 
-    python benchmarks/qlora.py [--parts memory loading training merge] [--steps 60 240] [--runs FOLDER]
+    python benchmarks/qlora.py [--parts memory loading training merge] [--steps 60] [--seeds 0 1 2] [--runs FOLDER]
 
 memory: bytes of SmolLM2's weights in float32 and in NF4 with double quantisation, and the resident memory of a process
 that holds them. loading: a Llama of 400M parameters in bfloat16 files, quantised while it is loaded, in a process of
 its own: the highest anonymous memory above that before it, beside the quantised model and its largest tensor; and the
-seconds of a first and a second start. training: the demo with LoRA on both bases, same seed and order, by held-out
-loss, after its own length and after four times that. merge: the QLoRA adapter, and one trained `merge_aware`, each
-merged and stored in NF4, by held-out loss.
+seconds of a first and a second start. training: the demo with LoRA on both bases and with LoftQ on the one in NF4, same
+seeds and orders, by held-out loss; other lengths and seeds in a second call are kept beside. merge: the QLoRA adapter,
+and one trained `merge_aware`, each merged and stored in NF4, by held-out loss.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from lora_ft_adapters.fast.merge_aware import MergeAware
 
 MODEL = "builtin:smollm2-135m-instruct"
 QUANT = {"type": "nf4", "bnb_4bit_use_double_quant": True}
+ARMS = {"float32": ({"type": "none"}, "lora"), "nf4": (QUANT, "lora"), "nf4, loftq": (QUANT, "loftq")}
 MB = 2**20
 Facts = dict[str, Any]
 
@@ -147,11 +148,12 @@ def loading() -> Facts:
     }  # fmt: skip
 
 
-def _train(folder: Path, quant: Facts, steps: int) -> Path:
+def _train(folder: Path, quant: Facts, steps: int, seed: int = 0, method: str = "lora") -> Path:
     if folder.exists() and lora_ft.Run(folder).facts.get("status") == STATUS_DONE:
         return folder
     recipe = {
         "quant": quant, "eval": {"generate": 0}, "train": {"dtype": "float32", "epochs": None, "steps": steps},
+        "method": {"type": method, "r": 16}, "seed": seed,
     }  # fmt: skip
     lora_ft.train(recipe, preset="demo", out=folder, listener=make_listener())
     return folder
@@ -171,27 +173,29 @@ def held_out_loss(run: Path, *, stored: bool) -> float:
     return total / count
 
 
-def training(folder: Path, lengths: list[int]) -> Facts:
-    """The demo on both bases, for each number of steps."""
+def training(folder: Path, lengths: list[int], seeds: list[int]) -> Facts:
+    """The demo in each way, for each number of steps; losses after training by seed, and ratios of their means."""
     found: Facts = {}
     for steps in lengths:
-        losses: Facts = {}
-        for name, quant in (("float32", {"type": "none"}), ("nf4", QUANT)):
-            run = lora_ft.Run(_train(folder / f"{name}-{steps}", quant, steps))
-            losses[name] = {side: run.metrics[side]["loss"] for side in ("before", "after")}
-        after = {name: sides["after"] for name, sides in losses.items()}
-        found[f"{steps} steps"] = {
-            **losses,
-            "loss, nf4 / float32": after["nf4"] / after["float32"],
-            "perplexity, nf4 / float32": math.exp(after["nf4"] - after["float32"]),
-        }
+        one: Facts = {"seeds": seeds}
+        for arm, (quant, method) in ARMS.items():
+            runs = [lora_ft.Run(_train(folder / f"{arm}-{steps}-{seed}", quant, steps, seed, method)) for seed in seeds]
+            sides = [run.metrics for run in runs]
+            one[arm] = {"before": sides[0]["before"]["loss"], "after": [side["after"]["loss"] for side in sides]}
+        means = {arm: sum(one[arm]["after"]) / len(seeds) for arm in ARMS}
+        for arm in list(ARMS)[1:]:
+            one[arm] |= {
+                "loss / float32": means[arm] / means["float32"],
+                "perplexity / float32": math.exp(means[arm] - means["float32"]),
+            }
+        found[f"{steps} steps"] = one
     return found
 
 
 def merging(folder: Path, steps: int) -> Facts:
     """What one NF4 file is worth, by how its adapter was trained."""
-    plain = _train(folder / f"nf4-{steps}", QUANT, steps)
-    aware = _train(folder / f"aware-{steps}", {**QUANT, "merge_aware": True}, steps)
+    plain = _train(folder / f"nf4-{steps}-0", QUANT, steps)
+    aware = _train(folder / f"aware-{steps}-0", {**QUANT, "merge_aware": True}, steps)
     return {
         "steps": steps,
         "qlora, adapter beside its base": held_out_loss(plain, stored=False),
@@ -205,7 +209,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["memory", "loading", "training", "merge"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--steps", type=int, nargs="+", default=[60, 240])
+    parser.add_argument("--steps", type=int, nargs="+", default=[60])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, help="where runs are kept; those that are finished are not made again")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -218,7 +223,8 @@ def main() -> None:
         folder = args.runs or Path(name)
         work = {
             "memory": memory, "loading": loading,
-            "training": lambda: training(folder, args.steps), "merge": lambda: merging(folder, args.steps[0]),
+            "training": lambda: result.get("training", {}) | training(folder, args.steps, args.seeds),
+            "merge": lambda: merging(folder, args.steps[0]),
         }  # fmt: skip
         for part in args.parts:
             result[part] = work[part]()

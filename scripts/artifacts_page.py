@@ -60,7 +60,7 @@ def _cell(figures: dict[str, Any]) -> str:
     if "refused" in figures:
         return "refused"
     greedy = f", {figures['greedy']:.0%}" if "greedy" in figures else ""
-    return f"{figures['max_difference']:.0e}, {figures['top1_agreement']:.1%}{greedy}"
+    return f"{figures['relative_difference']:.0e}, {figures['top1_agreement']:.1%}{greedy}"
 
 
 def _parity() -> list[str]:
@@ -69,11 +69,11 @@ def _parity() -> list[str]:
         return []
     parts = [
         "## Parity",
-        "Each cell: largest difference of a logit from the adapter on its base, share of positions with the same first "
-        "choice, and, where a reader in Python can write text, the share of 4 x 64 greedy tokens before the first "
-        "difference. `python benchmarks/artifacts.py`; a small Llama with random weights, trained for 40 steps, whose "
-        "choices are closer than those of a trained model, so one that flips says little. Of a finished run (demo) "
-        "the texts are 12 held-out answers.",
+        "Each cell: largest difference of a logit from the adapter on its base, as a share of the largest logit; share "
+        "of positions with the same first choice; and, where a reader in Python can write text, the share of 4 x 64 "
+        "greedy tokens before the first difference. `python benchmarks/artifacts.py`; a small Llama with random weights, "
+        "trained for 40 steps, whose choices are closer than those of a trained model, so one that flips says little. "
+        "Of a finished run (demo) the texts are 12 held-out answers.",
     ]
     cells: dict[str, dict[str, Any]] = {**found.get("runs", {}), **found.get("small", {})}
     columns = list(dict.fromkeys(c for v in cells.values() if "refused" not in v for c in v))
@@ -90,8 +90,17 @@ def _parity() -> list[str]:
                 refused.setdefault(column.split()[0], set()).add(figures["refused"])
     parts.append(_table(["method and base", *columns], rows))
     parts.append("Refused, and why:")
-    parts.append("\n".join(f"- `{f}`: {'; '.join(sorted(why))}" for f, why in sorted(refused.items())))
+    parts.append("\n".join(f"- `{f}`: {'; '.join(_together(why))}" for f, why in sorted(refused.items())))
     return parts
+
+
+def _together(reasons: set[str]) -> list[str]:
+    """One line for a reason that differs in the method's name alone."""
+    names: dict[str, list[str]] = {}
+    for reason in sorted(reasons):
+        start, _, name = reason.partition(" and this is ")
+        names.setdefault(start, []).extend([name] if name else [])
+    return [f"{start} and this is {' or '.join(found)}" if found else start for start, found in names.items()]
 
 
 def _qlora() -> list[str]:
@@ -115,21 +124,33 @@ def _qlora() -> list[str]:
             f"quantised model and its largest tensor are {load['quantised model + largest tensor'] / 1e6:.0f} MB; "
             f"{first['seconds']:.1f} s at first, {second['seconds']:.2f} s from the cache."
         )
-    rows = [
-        [
-            steps, f"{v['float32']['before']:.3f}, {v['float32']['after']:.4f}",
-            f"{v['nf4']['before']:.3f}, {v['nf4']['after']:.4f}", f"{v['loss, nf4 / float32']:.2f}",
-            f"{v['perplexity, nf4 / float32']:.4f}",
-        ]
-        for steps, v in found.get("training", {}).items()
-    ]  # fmt: skip
-    head = ["demo", "float32: held-out loss before, after", "NF4: before, after", "loss, NF4 / float32", "perplexity"]
-    parts += [_table(head, rows)] if rows else []
+    parts += _trained(found.get("training", {}))
     merge = found.get("merge")
     if merge:
         said = "; ".join(f"{k} {v:.4f}" for k, v in merge.items() if k != "steps")
         parts.append(f"One NF4 file, {merge['steps']} steps, held-out loss: {said}.")
     return parts
+
+
+def _trained(found: dict[str, Any]) -> list[str]:
+    head = [
+        "demo",
+        "base and method",
+        "held-out loss before",
+        "after, by seed",
+        "mean / float32",
+        "perplexity / float32",
+    ]
+    rows = []
+    for steps, arms in found.items():
+        for arm, v in arms.items():
+            if arm != "seeds":
+                ratios = [f"{v[f'{what} / float32']:.{n}f}" if arm != "float32" else "1" for what, n in _RATIOS]
+                rows.append([steps, arm, f"{v['before']:.3f}", " ".join(f"{x:.4f}" for x in v["after"]), *ratios])
+    return [_table(head, rows)] if rows else []
+
+
+_RATIOS = (("loss", 2), ("perplexity", 4))
 
 
 def _io() -> list[str]:
