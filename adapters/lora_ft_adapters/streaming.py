@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from .errors import AdapterError, UnmergeableError
 from .hollow import Hollow, fill
 from .modules import wrappers
 from .weights import Weights
+
+_REPLACED = (ModulesToSaveWrapper, CopyLayer, TrainableTokensWrapper, TrainableTokensLayer)
 
 
 class MergedWeights(Weights):
@@ -56,8 +59,10 @@ class MergedWeights(Weights):
         saved = {t.data_ptr() for t in state_of(model, adapter).values()}
         for name, module in wrappers(model):
             self._claim(name, module, saved)
-        if back and any(isinstance(m, ModulesToSaveWrapper | CopyLayer) for m in self._owner.values()):
-            raise UnmergeableError("modules that the adapter replaced as a whole (a head) are not in the merged model")
+        if back and any(isinstance(m, _REPLACED) for m in self._owner.values()):
+            raise UnmergeableError(
+                "what the adapter replaced as a whole (a head, rows of new tokens) is not in the merged model"
+            )
         self._names = [*base, *(n for n in self._owner if n not in base)]
 
     def __iter__(self) -> Iterator[str]:

@@ -49,3 +49,12 @@ def test_a_base_whose_config_ties_what_its_files_hold_apart_is_merged(recipe, tm
     merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         assert torch.allclose(merged(**inputs).logits, lora_ft.load(run).model(**inputs).logits, atol=1e-4)
+
+
+def test_new_tokens_cannot_be_taken_out_of_a_merged_model(recipe, tmp_path):
+    """Their rows were once computed from a base without numbers, and unmerging crashed with NaN."""
+    recipe["data"]["add_tokens"] = ["<tool>"]
+    run = lora_ft.train(recipe, out=tmp_path / "run")
+    lora_ft.merge(run, tmp_path / "merged")
+    with pytest.raises(UsageError, match="rows of new tokens"):
+        lora_ft.unmerge(tmp_path / "merged", run, tmp_path / "back")
