@@ -63,7 +63,8 @@ class MergedWeights(Weights):
             raise UnmergeableError(
                 "what the adapter replaced as a whole (a head, rows of new tokens) is not in the merged model"
             )
-        self._names = [*base, *(n for n in self._owner if n not in base)]
+        self._left = dict(self._left_behind())
+        self._names = [*base, *(n for n in (*self._owner, *self._left) if n not in base)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -73,11 +74,11 @@ class MergedWeights(Weights):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor."""
-        return self._shapes[name] if name in self._shapes else self.base.shape(name)
+        return self._shapes[name] if name in self._shapes else self.base.shape(self._left.get(name, name))
 
     def dtype(self, name: str) -> torch.dtype:
         """float32 where the adapter changes something, else the base's own."""
-        return torch.float32 if name in self._owner else self.base.dtype(name)
+        return torch.float32 if name in self._owner else self.base.dtype(self._left.get(name, name))
 
     @property
     def changed(self) -> frozenset[str]:
@@ -86,7 +87,7 @@ class MergedWeights(Weights):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._owner:
-            return self.base[name]
+            return self.base[self._left.get(name, name)]
         if name not in self._ready:
             with torch.no_grad(), quiet():
                 self._ready |= self._compute(self._owner[name])
@@ -134,6 +135,14 @@ class MergedWeights(Weights):
             raise AdapterError(f"{p.stored_name} is shared by {held} adapted layers and by others")
         self.untied = True
         return f"{name}.{path}"
+
+    def _left_behind(self) -> Iterator[tuple[str, str]]:
+        """Places that keep a shared weight which the adapter replaced at another one, and the base's name for it."""
+        inside = tuple(f"{name}." for name, _ in wrappers(self.model))
+        for path, p in self.model.get_base_model().named_parameters(remove_duplicate=False):
+            if isinstance(p, Hollow) and path != p.stored_name and not path.startswith(inside):
+                if isinstance(self._owner.get(p.stored_name), ModulesToSaveWrapper | CopyLayer):
+                    yield path, p.stored_name
 
     def _places_of(self, stored: str) -> int:
         bare = self.model.get_base_model()

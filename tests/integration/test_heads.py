@@ -14,16 +14,22 @@ from tests.words import T5, word_tokenizer
 WORDS = "count one two three red blue"
 
 
-@pytest.mark.parametrize("method", ["head", "full"])
-def test_a_head_trained_on_a_tied_model_is_merged_and_exported(recipe, base_folder, tmp_path, method):
-    """The trained head was once written over the embedding as well, and nothing could be published."""
+EMBEDDING = {"type": "lora", "r": 4, "modules_to_save": ["embed_tokens"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "tied"), [("head", True, False), ("full", False, True), (EMBEDDING, False, False)],
+    ids=["head", "full", "embedding"],
+)  # fmt: skip
+def test_one_end_trained_on_a_tied_model_is_merged_and_exported(recipe, base_folder, tmp_path, method, kept, tied):
+    """What was trained was once written over the other end as well, and nothing could be published."""
     run = lora_ft.train({**recipe, "method": method}, out=tmp_path / "run")
     figures = lora_ft.merge(run, tmp_path / "merged", dtype="float32")
     assert figures["max_difference"] < 1e-4
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     old = AutoModelForCausalLM.from_pretrained(base_folder).get_input_embeddings().weight
-    assert torch.equal(merged.get_input_embeddings().weight, old) == (method == "head")
-    assert merged.config.tie_word_embeddings == (method == "full")
+    assert torch.equal(merged.get_input_embeddings().weight, old) == kept
+    assert merged.config.tie_word_embeddings == tied
     lora_ft.export(run, tmp_path / "gguf", format_name="gguf", dtype="float32")
     with pytest.raises(UsageError, match="replaced as a whole"):
         lora_ft.unmerge(tmp_path / "merged", run, tmp_path / "back")

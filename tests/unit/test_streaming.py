@@ -119,10 +119,19 @@ def test_a_head_of_its_own_is_untied_and_new_tokens_of_a_tied_embedding_stay(tmp
 
 @pytest.mark.parametrize(
     ("kind", "method", "options"),
-    [("tied", "head", {}), ("tied", "full", {}), ("t5", "head", {}), ("bert", "head", {})],
+    [
+        ("tied", "head", {}),
+        ("tied", "full", {}),
+        ("t5", "head", {}),
+        ("bert", "head", {}),
+        ("tied", "lora", {"modules_to_save": ["embed_tokens"]}),
+        ("t5", "lora", {"modules_to_save": ["shared"]}),
+        ("tied", "lora", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("tied", "layers", {"target_modules": ["model.embed_tokens"]}),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_trained_head_does_not_change_the_embedding_that_it_was_tied_to(kind, method, options, tmp_path):
+def test_what_is_trained_at_one_end_of_a_tied_model_leaves_the_other_as_it_was(kind, method, options, tmp_path):
     check(kind, tmp_path, method, options)
 
 
