@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
@@ -19,7 +20,7 @@ from .hollow import Hollow, fill
 from .modules import wrappers
 from .weights import Weights
 
-_REPLACED = (ModulesToSaveWrapper, CopyLayer, TrainableTokensWrapper, TrainableTokensLayer)
+_REPLACED = (ModulesToSaveWrapper, CopyLayer, TrainableTokensWrapper, TrainableTokensLayer, LNTuningLayer)
 
 
 class MergedWeights(Weights):
@@ -61,7 +62,7 @@ class MergedWeights(Weights):
             self._claim(name, module, saved)
         if back and any(isinstance(m, _REPLACED) for m in self._owner.values()):
             raise UnmergeableError(
-                "what the adapter replaced as a whole (a head, rows of new tokens) is not in the merged model"
+                "what the adapter replaced as a whole (a head, a norm, rows of tokens) is not in the merged model"
             )
         self._left = dict(self._left_behind())
         self._names = [*base, *(n for n in (*self._owner, *self._left) if n not in base)]
@@ -140,9 +141,10 @@ class MergedWeights(Weights):
         """Places that keep a shared weight which the adapter replaced at another one, and the base's name for it."""
         inside = tuple(f"{name}." for name, _ in wrappers(self.model))
         for path, p in self.model.get_base_model().named_parameters(remove_duplicate=False):
-            if isinstance(p, Hollow) and path != p.stored_name and not path.startswith(inside):
-                if isinstance(self._owner.get(p.stored_name), ModulesToSaveWrapper | CopyLayer):
-                    yield path, p.stored_name
+            if not isinstance(p, Hollow) or path == p.stored_name or path.startswith(inside):
+                continue
+            if isinstance(self._owner.get(p.stored_name), ModulesToSaveWrapper | CopyLayer):
+                yield path, p.stored_name
 
     def _places_of(self, stored: str) -> int:
         bare = self.model.get_base_model()

@@ -155,6 +155,14 @@ def test_unmerging_gives_the_base_again(tmp_path):
         assert torch.allclose(tensor, base.state_dict()[name], atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["head", "ln_tuning", "full"])
+def test_what_was_replaced_is_not_taken_out(method, tmp_path):
+    folder, auto, _, adapter, _ = made("llama", tmp_path, method, {})
+    model, weights = hollow_base(BaseSpec(str(folder), auto))
+    with pytest.raises(UnmergeableError, match="replaced as a whole"):
+        MergedWeights(load_adapter(model, adapter), weights, back=True)
+
+
 def test_a_part_that_is_not_filled_shows_as_nan(tmp_path):
     folder, auto, _, _, inputs = made("llama", tmp_path)
     model, _ = hollow_base(BaseSpec(str(folder), auto))
