@@ -57,13 +57,13 @@ class MergedWeights(Weights):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._ready: dict[str, Tensor] = {}
         self.untied = False
-        saved = {t.data_ptr() for t in state_of(model, adapter).values()}
-        for name, module in wrappers(model):
-            self._claim(name, module, saved)
-        if back and any(isinstance(m, _REPLACED) for m in self._owner.values()):
+        if back and any(isinstance(m, _REPLACED) for _, m in wrappers(model)):
             raise UnmergeableError(
                 "what the adapter replaced as a whole (a head, a norm, rows of tokens) is not in the merged model"
             )
+        saved = {t.data_ptr() for t in state_of(model, adapter).values()}
+        for name, module in wrappers(model):
+            self._claim(name, module, saved)
         self._left = dict(self._left_behind())
         self._names = [*base, *(n for n in (*self._owner, *self._left) if n not in base)]
 

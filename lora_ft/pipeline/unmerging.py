@@ -12,7 +12,7 @@ from lora_ft.errors import ArtifactError
 from lora_ft.exports.publish import KEPT_LIMIT, differences
 from lora_ft.exports.shards import write_shards
 from lora_ft.models.streaming import NotStreamable, SavedWeights, read_streamed
-from lora_ft_adapters import AdapterError, load_adapter
+from lora_ft_adapters import AdapterError, UnmergeableError, load_adapter
 from lora_ft_adapters.hollow import lend
 from lora_ft_adapters.streaming import MergedWeights
 from lora_ft_adapters.weights import Weights
@@ -88,7 +88,12 @@ def unmerge_into(opened: Opened, merged: Path, target: Path, artifact: Artifact)
         raise ArtifactError(f"this model cannot be read tensor by tensor: {error}", where=str(merged)) from error
     except AdapterError as error:
         raise ArtifactError(str(error), where=str(opened.run.adapter)) from error
-    back = MergedWeights(adapted, weights, back=True)
     dtype = next(weights.dtype(n) for n in weights if weights.dtype(n).is_floating_point)
-    form = _Base(opened, merged, SavedWeights(back, weights), dtype)
-    return exports.publish(artifact, target, form, [], lambda folder, figures: None)
+    try:
+        back = MergedWeights(adapted, weights, back=True)
+        form = _Base(opened, merged, SavedWeights(back, weights), dtype)
+        return exports.publish(artifact, target, form, [], lambda folder, figures: None)
+    except UnmergeableError:
+        raise
+    except AdapterError as error:
+        raise UnmergeableError(f"the adapter cannot be taken out of a merged model: {error}") from error

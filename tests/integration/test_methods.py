@@ -95,6 +95,13 @@ def test_adalora_spends_its_budget_where_it_was_told(recipe, tmp_path):
     assert held == kept
 
 
+def test_what_cannot_be_taken_out_again_says_so(recipe, tmp_path):
+    run = _train(recipe, tmp_path / "run", type="adalora")
+    lora_ft.merge(run, tmp_path / "merged")
+    with pytest.raises(UsageError, match="cannot be taken out"):
+        lora_ft.unmerge(tmp_path / "merged", run, tmp_path / "back")
+
+
 def test_new_tokens_are_trained_saved_and_there_again_after_loading_and_merging(recipe, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

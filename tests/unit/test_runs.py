@@ -24,6 +24,7 @@ def test_a_used_directory_is_refused_and_overwrite_keeps_a_backup(tmp_path):
     run = runs.create(tmp_path / "run")
     run.update({"status": "completed"})
     run.adapter.mkdir()
+    assert runs.Run(str(tmp_path / "run")) == run
     with pytest.raises(UsageError, match="in use: a run with status 'completed'"):
         runs.create(tmp_path / "run")
     runs.create(tmp_path / "run", overwrite=True)

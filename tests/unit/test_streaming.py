@@ -155,9 +155,13 @@ def test_unmerging_gives_the_base_again(tmp_path):
         assert torch.allclose(tensor, base.state_dict()[name], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["head", "ln_tuning", "full"])
-def test_what_was_replaced_is_not_taken_out(method, tmp_path):
-    folder, auto, _, adapter, _ = made("llama", tmp_path, method, {})
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("head", {}), ("ln_tuning", {}), ("full", {}), ("trainable_tokens", {"token_indices": [1, 2]})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_was_replaced_is_not_taken_out(method, options, tmp_path):
+    folder, auto, _, adapter, _ = made("llama", tmp_path, method, options)
     model, weights = hollow_base(BaseSpec(str(folder), auto))
     with pytest.raises(UnmergeableError, match="replaced as a whole"):
         MergedWeights(load_adapter(model, adapter), weights, back=True)
