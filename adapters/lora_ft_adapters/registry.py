@@ -16,7 +16,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
-from .behaviour import quiet
+from .behaviour import behaviour_of, quiet
 from .check import check_convolutions, check_names, check_ties, check_values
 from .errors import AdapterError, did_you_mean
 from .plugin import WRITTEN, AdapterConfig
@@ -156,6 +156,11 @@ def build_config(
         check_ties(model, config)
         check_convolutions(model, config)
     return config
+
+
+def corrects_quantisation(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether an adapter of this method holds the error of its quantised base, and so fits no other."""
+    return behaviour_of(build_config(name, options)).corrects_quantisation
 
 
 def _default_targets(method: Method, values: Mapping[str, Any], model: nn.Module | None) -> str | list[str] | None:

@@ -6,9 +6,8 @@ from lora_ft.artifact import Subject
 from lora_ft.recipe import Recipe
 from lora_ft.records import Silent
 from lora_ft.registry import Task
-from lora_ft_adapters import build_config
 from lora_ft_adapters.apply import read_config
-from lora_ft_adapters.behaviour import behaviour_of
+from lora_ft_adapters.registry import corrects_quantisation
 
 from .on_base import Opened
 from .prepare import base_spec, source_of
@@ -38,11 +37,5 @@ def subject(recipe: Recipe, task: Task, processor: Any, config: Any, given: Give
     options = getattr(task, "options", None)
     return Subject(
         task.name, task.auto_class, recipe.method.type, config, model, bool(recipe.data.add_tokens), options,
-        processor, corrects_quantisation(recipe),
+        processor, corrects_quantisation(recipe.method.type, recipe.method.options()),
     )  # fmt: skip
-
-
-def corrects_quantisation(recipe: Recipe) -> bool:
-    """Whether the adapter holds the error of its quantised base, and so fits no other."""
-    method = recipe.method
-    return behaviour_of(build_config(method.type, method.options())).corrects_quantisation

@@ -7,12 +7,12 @@ from typing import Any
 from lora_ft.data import encode_all
 from lora_ft.errors import ArtifactError, LoraFtError, UsageError
 from lora_ft.records import Sample
+from lora_ft_adapters.registry import corrects_quantisation
 
 from .judge import Judge, token_budget
 from .on_base import OnBase, Opened, on_base, rounding_of
 from .prepare import encode_options, workers
 from .rows import held_out_rows
-from .subjects import corrects_quantisation
 
 ROWS = 64  # held-out rows that the two are judged on
 
@@ -29,10 +29,11 @@ def chosen_base(opened: Opened, stack: ExitStack, into: str) -> tuple[OnBase, Ma
         UsageError: dequantised, but the base was not quantised; original, but the adapter holds what that lost.
     """
     rounding = rounding_of(opened)
-    if corrects_quantisation(opened.recipe):
+    method = opened.recipe.method
+    if corrects_quantisation(method.type, method.options()):
         if into == "original" or rounding is None:
             raise UsageError(
-                f"a {opened.recipe.method.type} adapter holds the error of its quantised base, which the original "
+                f"a {method.type} adapter holds the error of its quantised base, which the original "
                 "weights do not have",
                 fix="--into dequantised" if rounding else "lora-ft export --format peft, and use it on that base",
             )

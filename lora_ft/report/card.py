@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from lora_ft.recipe import Recipe, write_yaml
-from lora_ft_adapters.registry import find_method
+from lora_ft_adapters.registry import corrects_quantisation, find_method
 
 from .display import clean
 
@@ -44,6 +44,8 @@ def model_card(
     lines += [f"- task: {recipe.task.type}, {_short(facts.get('task_facts') or {})}"]
     lines += [f"- method: {recipe.method.type}, {recipe.method.options()}"] if recipe.method.options() else []
     lines += [f"- base in training: {facts['dtype']}, quantised: {facts['quant']}"] if "quant" in facts else []
+    if not (merged or form) and corrects_quantisation(recipe.method.type, recipe.method.options()):
+        lines.append("- it holds the error of its quantised base: load it on the base quantised as below, on no other")
     lines += [f"- steps: {facts.get('steps', '?')}, learning rate {recipe.train.learning_rate:g}, seed {recipe.seed}"]
     licence = (facts.get("origin") or {}).get("licence")
     lines += [f"- licence: {licence or 'that of the base model, whose files do not name it'}"]

@@ -81,6 +81,9 @@ def test_the_card_is_one_that_the_hub_reads(tmp_path):
     assert "| loss | 2.0000 | 1.0000 |" in text
     assert "licence: apache-2.0" in text
     assert "quantised: nf4" in text
+    assert "on no other" not in text
+    correcting = recipe.model_copy(update={"method": recipe.method.model_copy(update={"type": "loftq"})})
+    assert "on no other" in model_card(correcting, facts, merged=False, figures={})
     assert str(tmp_path) not in text
     unknown = model_card(recipe, {}, merged=True, figures={}, form="gguf")
     assert "whose files do not name it" in unknown
