@@ -59,8 +59,7 @@ class QuantisedFormat:
     def verify(self, artifact: Artifact, folder: Path, probes: Sequence[Probe]) -> dict[str, float]:
         """Read back by plain Transformers and bitsandbytes, against what was trained."""
         kind = getattr(transformers, str(artifact.subject.auto_class))
-        like = next(iter(artifact.load_base().parameters()))
-        model = kind.from_pretrained(str(folder), device_map={"": like.device}).eval()
+        model = kind.from_pretrained(str(folder)).eval()  # goes to the GPU by itself, where there is one
         for module in model.modules():  # repacked weights differ in the last bits
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
