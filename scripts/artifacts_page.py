@@ -83,15 +83,35 @@ def _parity() -> list[str]:
             rows.append([name, f"not trained: {values['refused']}", *[""] * (len(columns) - 1)])
         else:
             rows.append([name, *[_cell(values[c]) if c in values else "-" for c in columns]])
+    parts += [_table(["method and base", *columns], rows), _limits(cells)]
     refused: dict[str, set[str]] = {}
     for values in cells.values():
         for column, figures in values.items():
             if isinstance(figures, dict) and "refused" in figures:
                 refused.setdefault(column.split()[0], set()).add(figures["refused"])
-    parts.append(_table(["method and base", *columns], rows))
     parts.append("Refused, and why:")
     parts.append("\n".join(f"- `{f}`: {'; '.join(_together(why))}" for f, why in sorted(refused.items())))
     return parts
+
+
+def _limits(cells: dict[str, dict[str, Any]]) -> str:
+    """Which cells are outside of what is asked of them."""
+    asked = (
+        ("float32 to 1e-5 of the largest logit", "float32", "relative_difference", lambda x: x <= 1e-5),
+        ("first choice in bfloat16 at 99.5 %", "merged bfloat16", "top1_agreement", lambda x: x >= 0.995),
+        ("greedy text of float16 GGUF at 98 %", "gguf float16", "greedy", lambda x: x >= 0.98),
+    )
+    told = []
+    for what, column, key, good in asked:
+        held = {
+            f"{name}, {c}": figures[key]
+            for name, values in cells.items()
+            for c, figures in values.items()
+            if column in c and isinstance(figures, dict) and key in figures
+        }
+        out = [f"{place} ({value:.3g})" for place, value in held.items() if not good(value)]
+        told.append(f"{what}: {len(held) - len(out)} of {len(held)} cells" + (f"; not {', '.join(out)}" if out else ""))
+    return ". ".join(["Asked and reached", *told]).replace(". ", ": ", 1) + "."
 
 
 def _together(reasons: set[str]) -> list[str]:
