@@ -71,7 +71,7 @@ def load_processor(source: str, auto_class: str = "AutoTokenizer") -> Any:
             processor = getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=False)
     except LOAD_ERRORS as error:
         found = unreachable(what, source, error)
-        if auto_class != "AutoTokenizer" and Path(source).is_dir():
+        if auto_class != "AutoTokenizer" and Path(source).is_dir() and not isinstance(error, ImportError):
             found.fix = "put the model's preprocessor_config.json beside its weights"
         raise found from error
     tokenizer = tokenizer_of(processor)
@@ -290,11 +290,9 @@ def unreachable(what: str, source: str, error: Exception) -> ArtifactError:
     """What Transformers could not load, and the likely reason, as the user's error."""
     local = Path(source).exists()
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ArtifactError(
-        f"the {what} cannot be loaded: {first[:240]}",
-        where=source,
-        why="" if local else "it is no local folder, and the hub could not give it (offline, gated, or no such id)",
-        fix="check its files"
-        if local
-        else "check the spelling and the network, or try model: builtin:smollm2-135m-instruct",
-    )
+    why = "" if local else "it is no local folder, and the hub could not give it (offline, gated, or no such id)"
+    fix = "check the spelling and the network, or try model: builtin:smollm2-135m-instruct"
+    if local:
+        missing = isinstance(error, ImportError)
+        fix = "install the package that it names, or a newer Transformers" if missing else "check its files"
+    return ArtifactError(f"the {what} cannot be loaded: {first[:240]}", where=source, why=why, fix=fix)

@@ -22,6 +22,15 @@ def load(folder):
     return BaseSpec(str(folder), "AutoModelForCausalLM").open(dtype=torch.float32, device=CPU).model
 
 
+def test_a_package_that_a_processor_needs_is_named_and_not_a_file(tmp_path, monkeypatch):
+    def needs(*_, **__):
+        raise ImportError("AutoImageProcessor requires the Torchvision library")
+
+    monkeypatch.setattr("transformers.AutoImageProcessor.from_pretrained", needs)
+    with pytest.raises(ArtifactError, match=r"(?s)Torchvision.*fix install the package"):
+        load_processor(str(tmp_path), "AutoImageProcessor")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("builtin:smolm2", "smollm2-135m-instruct"), ("./nowhere", "not found"), ("a.gguf", "not found"),
