@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lora_ft.errors import Problem, UsageError, did_you_mean
 
 from ._section import Section
-from .merge import STAGES, KeyPath, Merge, assign
+from .merge import STAGES, KeyPath, Merge, assign, names_a_type
 from .sections import Recipe, StagedKeys, StageKeys
 from .yaml import parse_scalar, parse_yaml, read_yaml, write_yaml
 
@@ -110,7 +110,7 @@ def load_recipe(
         merge.layer(values, {p: f"{source}:{line}" for p, line in lines.items()})
         merge.origins.update({p: f"{source}:{line}" for p, line in lines.items()})
         name = source.stem
-    for setting in sets:
+    for setting in sorted(sets, key=lambda s: not names_a_type(s.partition("=")[0])):
         key, equals, text = setting.partition("=")
         if not equals or not all(key.split(".")):
             raise UsageError(f"--set takes a.b=value, got {setting!r}", fix="--set train.learning_rate=1e-4")

@@ -61,6 +61,12 @@ class Merge:
         self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
 
 
+def names_a_type(key: str) -> bool:
+    """Whether a `--set` key changes a section's type, which clears its options: those given beside it come after."""
+    path = tuple(key.removesuffix(".type").split("."))
+    return _is_typed(path)
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 

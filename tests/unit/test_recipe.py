@@ -96,9 +96,18 @@ def test_an_option_of_a_quantiser_keeps_its_type_and_another_type_drops_it():
     kept = load_recipe([{**MINIMAL, "quant": "nf4"}], sets=[option])
     assert (kept.recipe.quant.type, kept.recipe.quant.options()) == ("nf4", {"bnb_4bit_use_double_quant": False})
     assert kept.origins[("quant", "type")] == "python"
-    other = load_recipe([{**MINIMAL, "quant": "nf4"}], sets=[option, "quant=torchao:int8_weight_only"])
+    given = {"type": "nf4", "bnb_4bit_use_double_quant": False}
+    other = load_recipe([{**MINIMAL, "quant": given}], sets=["quant=torchao:int8_weight_only"])
     assert (other.recipe.quant.type, other.recipe.quant.options()) == ("torchao", {"config": "int8_weight_only"})
     assert other.origins[("quant", "config")] == "--set quant"
+
+
+def test_an_option_set_before_its_type_is_not_dropped():
+    base = {**MINIMAL, "method": {"type": "lora", "alpha": 8}}
+    resolved = load_recipe([base], sets=["method.r=8", "method=dora"])
+    assert (resolved.recipe.method.type, resolved.recipe.method.options()) == ("dora", {"r": 8})
+    resolved = load_recipe([base], sets=["quant.llm_int8_threshold=4.0", "quant.type=int8"])
+    assert resolved.recipe.quant.options() == {"llm_int8_threshold": 4.0}
 
 
 def test_another_method_does_not_inherit_the_options_of_the_first():
