@@ -237,10 +237,12 @@ def main() -> None:
         arm, *paths = arguments.measure
         run_one(arm, *map(Path, paths))
         return
-    from benchmarks._side_by_side import facts, write
+    from benchmarks._side_by_side import RESULTS, facts, write
 
+    path = RESULTS / "io.json"
+    before = json.loads(path.read_text()).get("models", {}) if path.exists() else {}
     results: dict[str, Any] = {**facts(), "rounds": arguments.rounds}
-    results["models"] = {model: side_by_side(model, arguments.rounds) for model in arguments.models}
+    results["models"] = before | {model: side_by_side(model, arguments.rounds) for model in arguments.models}
     print("written to", write("io", results))
 
 
