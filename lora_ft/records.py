@@ -58,6 +58,7 @@ class Sample:
         where: the row it came from; samples of one row share it.
         label: its class, for balanced sampling; "" where there is none.
         source: the set it came from, for mixing.
+        place: its number in its set, which what is drawn for it depends on.
     """
 
     inputs: Mapping[str, Any]
@@ -66,6 +67,7 @@ class Sample:
     where: str
     label: str = ""
     source: str = ""
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Images of seeded noise as rows, and models that see, small enough to build in a test."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from lora_ft.models.random_models import builders
-from lora_ft.records import EncodeOptions, Example
+from lora_ft.records import EncodeOptions, Example, Sample
 
 OPTIONS = EncodeOptions(overlong="truncate")
 SIZES = [(40, 30), (30, 40), (33, 33), (20, 50), (64, 48), (32, 32), (50, 20), (24, 31)]  # width, height
@@ -20,6 +22,11 @@ def write_noise(path: Path, number: int) -> Path:
     pixels = np.random.default_rng(number).integers(0, 256, (5, 6, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize(SIZES[number % len(SIZES)], Image.Resampling.BICUBIC).save(path)
     return path
+
+
+def placed(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the places that `encode_all` gives them."""
+    return [replace(s, place=i) for i, s in enumerate(samples)]
 
 
 def image_rows(folder: Path, answers, key: str = "label") -> list[Example]:

@@ -57,7 +57,7 @@ def encode_all(
         if outcome:
             outcomes[outcome] += 1
             places.setdefault(outcome, []).append(example.where)
-        samples += [replace(s, source=example.source) for s in kept]
+        samples += [replace(s, source=example.source, place=len(samples) + i) for i, s in enumerate(kept)]
     if problems:
         raise DataError.collect(problems, title=f"{len(problems)} of {len(examples)} rows cannot be encoded")
     _check(len(examples), len(samples), outcomes, places, max_length)

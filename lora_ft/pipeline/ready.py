@@ -16,6 +16,7 @@ from lora_ft.recipe import Recipe
 from lora_ft.records import Batch, Sample, moved
 from lora_ft.registry import QUANTIZERS, Quantizer, Task
 from lora_ft.training.batching import by_length, epoch_order
+from lora_ft.training.randomness import seed_all
 from lora_ft_adapters import (
     AdapterError,
     Calibration,
@@ -125,7 +126,7 @@ def make_ready(recipe: Recipe, prepared: Prepared, dtype: torch.dtype, device: t
     batch = check_batch(recipe, prepared, device)
     with torch.no_grad():
         before = prepared.task.loss(base, batch).total
-    torch.manual_seed(recipe.seed)  # before the adapter exists, so that its start is the seed's
+    seed_all(recipe.seed)  # before the adapter exists, so that its start is the seed's
     try:
         model = add_adapter(base, config, data=_calibration(recipe, prepared, device))
         lost = unsaved(model)

@@ -22,6 +22,7 @@ from lora_ft_adapters.registry import find_method
 
 from .answer_files import answer_rows, write_rows
 from .changes import changes
+from .doubts import doubts
 from .dry_run import check, steps_of
 from .finish import close_run, save_final
 from .judge import Judge, token_budget
@@ -76,6 +77,8 @@ class Training:
         outcome = self._fit_head(job, plan) if recipe.train.few_shot else loop.train(job, resume=resume)
         save_final(recipe, run, prepared, ready.model)
         after = self._judge(prepared, judge, "adapter", base=False)
+        for doubt in doubts(before, after, run.facts.get("tables", {}).get("after", {})):
+            self.listener.warn(doubt)
         close_run(recipe, run, plan, outcome, {"before": before, "after": after}, time.time() - self.started)
 
     def _begin(self, recipe_text: str) -> None:

@@ -11,9 +11,9 @@ def sample_rng(sample: Sample, draw: int, purpose: str = "") -> np.random.Genera
     """A generator for one sample in one epoch.
 
     Args:
-        sample: known by its place in the data.
+        sample: known by its place in the data, not by its path: data that moved gives the same run.
         draw: see `training.batching.draw_of`.
         purpose: another one gives a stream of its own.
     """
-    digest = hashlib.blake2b(f"{draw}|{purpose}|{sample.where}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(f"{draw}|{purpose}|{sample.place}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))

@@ -99,13 +99,13 @@ def epoch_order(rows: int, seed: int, epoch: int, strata: Sequence[Stratum] = ()
     if not strata:
         return _shuffled(rows, (seed * 1_000_003 + epoch) % 2**63)
     chosen = [i for n, s in enumerate(strata) for i in _walked(s, seed, n, epoch)]
-    return [chosen[i] for i in _shuffled(len(chosen), _mixed_seed("epoch", seed, epoch))]
+    return [chosen[i] for i in _shuffled(len(chosen), mixed_seed("epoch", seed, epoch))]
 
 
 def _walked(stratum: Stratum, seed: int, number: int, epoch: int) -> list[int]:
     size, start = len(stratum.indices), epoch * stratum.quota
     first, last = start // size, (start + stratum.quota - 1) // size
-    walk = [i for n in range(first, last + 1) for i in _shuffled(size, _mixed_seed("stratum", seed, number, n))]
+    walk = [i for n in range(first, last + 1) for i in _shuffled(size, mixed_seed("stratum", seed, number, n))]
     return [stratum.indices[i] for i in walk[start - first * size :][: stratum.quota]]
 
 
@@ -113,14 +113,14 @@ def _shuffled(size: int, seed: int) -> list[int]:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _mixed_seed(*parts: str | int) -> int:
+def mixed_seed(*parts: str | int) -> int:
     """A number that has nothing to do with that of neighbouring `parts`; 1 to 2^56."""
     return 1 + int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
 def draw_of(seed: int, epoch: int) -> int:
     """What the randomness of a sample (masking, augmentation) depends on in an epoch: 1 or more; 0 is evaluation."""
-    return _mixed_seed("draw", seed, epoch)
+    return mixed_seed("draw", seed, epoch)
 
 
 class Order:

@@ -101,9 +101,6 @@ def save(root: Path, trained: Trained, progress: Progress, identity: dict[str, A
     tensors |= {f"{DRIVER}{k}": v for k, v in trained.driver.state().items()}
     if trained.raw:
         tensors |= {f"{RAW}{n}": detached(p) for n, p in trained.named}
-    tensors["rng|cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng|cuda"] = torch.cuda.get_rng_state()
     save_file(tensors, staged / "optim.safetensors")
     (staged / "state.json").write_text(json.dumps({"progress": asdict(progress), "identity": identity}))
     listed = {p.name: [p.stat().st_size, _sha256(p)] for p in sorted(staged.iterdir())}
@@ -154,7 +151,7 @@ def check(path: Path) -> str:
 
 
 def restore(path: Path, trained: Trained, identity: dict[str, Any], fresh: frozenset[str] = frozenset()) -> Progress:
-    """Put a checkpoint back into model, optimizer, driver and random state.
+    """Put a checkpoint back into model, optimizer and driver.
 
     Args:
         path: the checkpoint.
@@ -169,10 +166,6 @@ def restore(path: Path, trained: Trained, identity: dict[str, Any], fresh: froze
     state = json.loads((path / "state.json").read_text())
     load_trained(path, trained)
     tensors = {k: v for k, v in load_file(path / "optim.safetensors").items() if not k.startswith((DRIVER, RAW))}
-    torch.set_rng_state(tensors.pop("rng|cpu"))
-    cuda = tensors.pop("rng|cuda", None)
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
     try:
         load_state(trained.optimizer, trained.named, tensors, fresh)
     except KeyError as error:

@@ -13,6 +13,7 @@ from lora_ft_adapters import training_mode
 
 from .feed import Step
 from .job import Job
+from .randomness import random_state, set_random_state
 
 Backward = Callable[[Tensor], None]
 
@@ -85,27 +86,16 @@ def _whole_step(
     states, parts = [], []
     with torch.no_grad():
         for batch in batches:
-            states.append(_random_state(device))
+            states.append(random_state(device))
             parts.append(represent(job.model, batch))
     whole = torch.cat(parts)[in_order].requires_grad_()
     loss = combine(whole)
     backward(loss.total)
-    after = _random_state(device)
+    after = random_state(device)
     assert whole.grad is not None
     gradients = torch.split(whole.grad[taken], [len(g) for g in groups])
     for state, batch, gradient in zip(states, batches, gradients, strict=True):
-        _set_random_state(device, state)
+        set_random_state(device, state)
         backward((represent(job.model, batch) * gradient).sum())
-    _set_random_state(device, after)
+    set_random_state(device, after)
     return float(loss.total.detach().double()), loss.count
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    on_device = [] if device.type == "cpu" else [getattr(torch, device.type).get_rng_state()]
-    return [torch.get_rng_state(), *on_device]
-
-
-def _set_random_state(device: torch.device, state: Sequence[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(state[1])

@@ -19,6 +19,7 @@ from .gradients import step_gradients
 from .job import Job, Outcome
 from .memory import peak_memory_bytes
 from .optim import build_optimizer
+from .randomness import seed_step
 from .rates import block_places, rate_scales, waking
 from .schedule import rate_factor, warmup_steps
 from .signals import StopRequest, stop_on_signal
@@ -125,6 +126,7 @@ class _Loop:
         step = self.feed.next()
         rate = self._set_rate()
         self._freeze_waiting()
+        seed_step(job.seed, progress.step)
         loss, norm = step_gradients(job, self.parameters, step, self.accelerator.backward)
         self._check_finite(loss, norm)
         self.optimizer.step()

@@ -50,7 +50,7 @@ def test_an_adapter_learns_new_keywords_on_a_model_that_knows_others(keywords, t
         {
             "model": str(tmp_path / "base"), "task": {"type": "audio-classification", "augment": {"shift": 0.1}},
             "method": {"type": "lora", "r": 8}, "data": {"train": keywords["new-train"], "eval": keywords["new-test"]},
-            "train": {"epochs": 12, "learning_rate": 5e-3},
+            "train": {"epochs": 12, "learning_rate": 2e-3},
         },
         tmp_path / "new",
     )  # fmt: skip

@@ -65,6 +65,13 @@ def test_augmentation_is_the_same_with_no_thread_two_threads_and_after_an_interr
     assert 0 <= threads.facts["data_wait_share"] <= 1
 
 
+def test_data_that_moved_gives_the_same_run(recipe, tmp_path):
+    plain = lora_ft.train(recipe, out=tmp_path / "plain")
+    shutil.move(tmp_path / "images", tmp_path / "elsewhere")
+    recipe["data"]["train"] = str(tmp_path / "elsewhere" / "rows.jsonl")
+    assert same(state(plain), state(lora_ft.train(recipe, out=tmp_path / "moved")))
+
+
 def test_without_augmentation_the_run_is_another_one(recipe, tmp_path):
     plain = lora_ft.train(recipe, out=tmp_path / "one")
     recipe["task"] = "image-classification"

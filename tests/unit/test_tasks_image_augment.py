@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from lora_ft.tasks.image_classification import ImageClassification
-from tests.tiny_images import OPTIONS, image_rows, seeing
+from tests.tiny_images import OPTIONS, image_rows, placed, seeing
 
 SIDES = ["cat", "dog", "cat", "cow", "dog", "cat", "cow", "dog"]
 SETS = [["cat"], ["cat", "dog"], [], ["cow"], ["dog"], ["cat", "cow"], ["cat"], ["cow", "dog"]]
@@ -28,7 +28,7 @@ def made(folder, bases, augment, answers=SIDES, key="label", **options):
     task = ImageClassification().configure({"augment": augment, **options}).learn(rows, [])
     model, processor = seeing("tiny-vit", bases, task)
     encode = task.encoder(processor, OPTIONS)
-    return task, model, [s for r in rows for s in encode(r).samples], processor
+    return task, model, placed([s for r in rows for s in encode(r).samples]), processor
 
 
 def pixels(task, samples, processor, draw):

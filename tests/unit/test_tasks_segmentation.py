@@ -11,6 +11,7 @@ from lora_ft.models.random_models import tiny_segformer
 from lora_ft.records import EncodeOptions, Example, PredictOptions
 from lora_ft.registry import TASKS
 from lora_ft.tasks._segmentation_metrics import confusion, judge_masks
+from tests.tiny_images import placed
 
 OPTIONS = EncodeOptions()
 
@@ -55,7 +56,7 @@ def task_for(examples, **options):
 
 def samples_of(task, processor, examples):
     encode = task.encoder(processor, OPTIONS)
-    return [encode(e).samples[0] for e in examples]
+    return placed([encode(e).samples[0] for e in examples])
 
 
 def test_metrics_are_scikit_learns():

@@ -1,9 +1,12 @@
 """The loop against a plain PyTorch loop: every update rule, every schedule, and what a resumed run makes of them."""
 
 import json
+import random
 from collections import Counter
 from dataclasses import replace
+from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +17,7 @@ from lora_ft.records import LossSum, Sample, Silent
 from lora_ft.training import checkpoint
 from lora_ft.training.batching import balanced, draw_of, epoch_order, step_samples
 from lora_ft.training.loop import Job, train
+from lora_ft.training.randomness import seed_all
 from lora_ft_adapters import trainable
 from lora_ft_adapters.behaviour import Driver
 from tests.unit.test_own_methods import adapted
@@ -32,6 +36,15 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.last(self.drop(torch.tanh(self.first(x))))
+
+
+class Restless(Net):
+    """Draws from every generator of the process."""
+
+    def forward(self, x):
+        if self.training:
+            x = x * (1 + 0.3 * torch.rand(1) + 0.3 * np.random.rand() + 0.3 * random.random())
+        return super().forward(x)
 
 
 def samples() -> list[Sample]:
@@ -207,11 +220,11 @@ RESUMED = [
 @pytest.mark.parametrize("cut", [2, 4])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, settings, cut):
     def run(folder, listener, resume):
-        model = adapted("full", Net(dropout=0.3) if "unfreeze_every" not in settings else stack())
+        model = adapted("full", Restless(dropout=0.3) if "unfreeze_every" not in settings else stack())
         done = 0 if not resume else cut
         values = iter(F1[done:])
         log = []
-        torch.manual_seed(1 + resume)
+        seed_all(1 + resume)
         job = make_job(
             folder, model, evaluate=lambda: {"loss": 1.0, "f1": next(values)}, eval_every=1, save_every=1,
             listener=listener, log=log.append, strata=balanced([s.label for s in samples()], 12), **settings,
@@ -230,6 +243,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, settings, 
     assert [(r["step"], r["loss"], r["lr"]) for r in first + second if "lr" in r] == kept
     assert replace(whole.progress, seconds=0, data_seconds=0) == replace(resumed.progress, seconds=0, data_seconds=0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_what_evaluations_draw_changes_nothing_of_what_trains(tmp_path):
+    def run(folder, seed, eval_every):
+        seed_all(seed)
+        model = adapted("full", Restless(dropout=0.3))
+        better = count()
+
+        def judge():
+            return {"loss": float(torch.rand(1) + np.random.rand() + random.random()), "f1": next(better)}
+
+        train(make_job(folder, model, evaluate=judge, eval_every=eval_every, metric_for_best_model="f1"))
+        return model
+
+    never, often = run(tmp_path / "never", 1, 9), run(tmp_path / "often", 2, 2)
+    assert all(torch.equal(a, b) for a, b in zip(never.parameters(), often.parameters(), strict=True))
 
 
 def stack() -> nn.Module:
