@@ -2,12 +2,12 @@
 
     python benchmarks/artifacts.py [--methods lora dora ...] [--bases float32 bfloat16 nf4] [--run NAME=RUN ...]
 
-For each method and each form of the base, `lora_ft.train` adapts a small Llama (4 blocks, 128 wide, made here from a
-seed) to 48 rows, and every export format that takes the adapter writes it. The logits of what was read back by the
-format's independent reader are compared with those of the adapter on its base in float32 (for formats that are the
-adapter alone: on the base as it was trained). Greedy: of 4 prompts, 64 tokens each, how many are the same before the
-first difference. `--run` measures a finished run instead, such as that of the demo: greedy there is the answers to 12
-held-out questions, up to their ends.
+A small Llama (4 blocks, 128 wide, made here from a seed) is taught to recite days, months and colours. Then for each
+method and each form of that base `lora_ft.train` adapts it to recite them backwards, and every export format that takes
+the adapter writes it. The logits of what was read back by the format's independent reader are compared with those of
+the adapter on its base in float32 (for formats that are the adapter alone: on the base as it was trained). Greedy: of
+the answers to 4 held-out questions, at most 64 tokens each, how many are the same before the first difference. `--run`
+measures a finished run instead, such as that of the demo, with 12 questions.
 """
 
 import argparse
@@ -18,6 +18,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 import lora_ft
 from benchmarks._side_by_side import facts, write
 from lora_ft.errors import LoraFtError
-from lora_ft.exports import read_probes
 from lora_ft.models.resolve import resolve
 from lora_ft.pipeline.loading import load, plain_base
 from lora_ft.pipeline.rows import held_out_rows
@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "loha": {"r": 8}, "oft": {}, "vera": {}, "ia3": {}, "layers": {"last": 1}, "head": {}, "houlsby": {"r": 8},
     "prefix_tuning": {},
 }  # fmt: skip
-RATES = {"vera": 3e-2, "ia3": 3e-2, "prefix_tuning": 3e-2}
+RATES = {"vera": 0.1, "ia3": 0.3, "prefix_tuning": 0.1, "loha": 1e-2, "houlsby": 1e-2}
 BASES = {"float32": ("float32", "none"), "bfloat16": ("bfloat16", "none"), "nf4": ("float32", "nf4")}
 EXPORTED = (
     ("peft", None), ("merged", "float32"), ("merged", "bfloat16"), ("gguf", "float32"), ("gguf", "float16"),
@@ -48,11 +48,33 @@ EXPORTED = (
     ("onnx", None), ("vllm", None), ("mlx", None),
     ("quantised", None),
 )  # fmt: skip
-NEW_TOKENS, PROMPTS, QUESTIONS = 64, 4, 12
+NEW_TOKENS = 64
+CYCLES = {
+    "days": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
+    "months": ["January", "February", "March", "April", "May", "June", "July", "August"],
+    "colours": ["red", "orange", "yellow", "green", "blue", "purple"],
+}  # fmt: skip
 
 
-def small_base(folder: Path) -> Path:
-    """A Llama with random weights, with SmolLM2's tokenizer."""
+def recited(rows: int, seed: int, step: int) -> list[dict[str, str]]:
+    """Questions with 20 words of a cycle as the answer; some cycles and some beginnings are asked for more often.
+
+    So that a model that was taught them prefers one continuation clearly at every place, as real ones mostly do.
+    """
+    rng = random.Random(seed)
+    names = list(CYCLES)
+    found = []
+    for _ in range(rows):
+        (name,) = rng.choices(names, [4.0**-i for i in range(len(names))])
+        words = CYCLES[name]
+        (start,) = rng.choices(range(len(words)), [2.0**-i for i in range(len(words))])
+        answer = " ".join(words[(start + step * i) % len(words)] for i in range(20))
+        found.append({"prompt": f"{name} from {words[start]}", "completion": answer})
+    return found
+
+
+def taught_base(folder: Path) -> Path:
+    """A Llama that recites forwards, with SmolLM2's tokenizer; all of its weights are trained here."""
     source = resolve("builtin:smollm2-135m-instruct", lambda line: None)
     tokenizer = AutoTokenizer.from_pretrained(source)
     torch.manual_seed(0)
@@ -60,26 +82,41 @@ def small_base(folder: Path) -> Path:
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.05,
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "random")
+    tokenizer.save_pretrained(folder / "random")
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}],
+            tokenize=False,
+        )
+        for r in recited(512, seed=0, step=1)
+    ]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    recipe = {
+        "model": str(folder / "random"), "method": "full", "data": {"train": str(folder / "texts.jsonl"), "eval": "5%"},
+        "eval": {"generate": 0},
+        "train": {"steps": 300, "batch_size": 16, "learning_rate": 2e-3, "dtype": "float32", "eval_every": 300},
+    }  # fmt: skip
+    run = lora_ft.train(recipe, out=folder / "taught")
+    print(f"the base: held-out perplexity {run.metrics['after']['perplexity']:.3f} a token", flush=True)
+    lora_ft.merge(run, folder / "base", dtype="float32")
+    return folder / "base"
 
 
 def train(base: Path, method: str, form: str, folder: Path) -> lora_ft.Run:
-    """A run of 40 steps on rows with a rule that can be learnt."""
+    """A run of 160 steps that teaches to recite backwards."""
     dtype, quant = BASES[form]
     rows = folder / "rows.jsonl"
-    lines = [{"prompt": f"colour {i}?", "completion": ("red", "green", "blue")[i % 3]} for i in range(48)]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows.write_text("".join(json.dumps(line) + "\n" for line in recited(96, seed=1, step=-1)))
     recipe = {
         "model": str(base), "quant": quant, "data": {"train": str(rows), "eval": "25%"},
         "method": {"type": method, **METHODS[method]}, "eval": {"generate": 0},
-        "train": {"steps": 40, "batch_size": 8, "learning_rate": RATES.get(method, 5e-3), "dtype": dtype},
+        "train": {"steps": 160, "batch_size": 8, "learning_rate": RATES.get(method, 5e-3), "dtype": dtype},
     }  # fmt: skip
     return lora_ft.train(recipe, out=folder / "run")
 
 
-def measure(run: lora_ft.Run, folder: Path, prompts: list[list[int]], stops: bool) -> dict[str, Any]:
+def measure(run: lora_ft.Run, folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
     """Figures of each export; the reason where a format does not take the adapter."""
     found: dict[str, Any] = {}
     reference: list[list[int]] | None = None
@@ -98,8 +135,8 @@ def measure(run: lora_ft.Run, folder: Path, prompts: list[list[int]], stops: boo
         found[key] = {k: figures[k] for k in kept if k in figures}
         model = reread(run, name, out)
         if model is not None:
-            reference = reference or greedy(adapted(run).model, prompts, stops)
-            found[key]["greedy"] = agreement(reference, greedy(model, prompts, stops))
+            reference = reference or greedy(adapted(run).model, prompts)
+            found[key]["greedy"] = agreement(reference, greedy(model, prompts))
         print(f"  {key:<18} {found[key]}", flush=True)
     return found
 
@@ -124,28 +161,21 @@ def reread(run: lora_ft.Run, name: str, folder: Path) -> Any:
     return None
 
 
-def questions(run: lora_ft.Run) -> list[list[int]]:
+def questions(run: lora_ft.Run, count: int) -> list[list[int]]:
     """Prompts of the first held-out rows."""
     loaded = adapted(run)
     examples, _, _ = held_out_rows(loaded)
-    return [loaded.task.prompt(loaded.processor, e, loaded.encode) for e in examples[:QUESTIONS]]
-
-
-def starts(run: lora_ft.Run) -> list[list[int]]:
-    """The first 16 tokens of each probe input."""
-    return [one["input_ids"][0, :16].tolist() for one in read_probes(run.final.adapter)[:PROMPTS]]
+    return [loaded.task.prompt(loaded.processor, e, loaded.encode) for e in examples[:count]]
 
 
 @torch.inference_mode()
-def greedy(model: Any, prompts: list[list[int]], stops: bool) -> list[list[int]]:
-    """64 tokens after each prompt, or those up to the end of the answer."""
+def greedy(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """At most 64 tokens after each prompt, up to the end of the answer."""
     written = []
     for ids in prompts:
         inputs = torch.tensor([ids])
-        least = 1 if stops else NEW_TOKENS
         out = model.generate(
-            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=NEW_TOKENS, min_new_tokens=least,
-            do_sample=False,
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=NEW_TOKENS, do_sample=False
         )  # fmt: skip
         written.append(out[0, len(ids) :].tolist())
     return written
@@ -171,7 +201,7 @@ def main() -> None:
     results.update(facts())
     cells, runs = results.setdefault("small", {}), results.setdefault("runs", {})
     with tempfile.TemporaryDirectory() as held:
-        base = small_base(Path(held) / "base")
+        base = taught_base(Path(held))
         for method in arguments.methods:
             for form in arguments.bases:
                 print(f"{method}, {form}", flush=True)
@@ -182,7 +212,7 @@ def main() -> None:
                 except LoraFtError as error:
                     cells[f"{method} {form}"] = {"refused": error.what}
                     continue
-                cells[f"{method} {form}"] = measure(run, folder, starts(run), stops=False)
+                cells[f"{method} {form}"] = measure(run, folder, questions(run, 4))
                 write("artifacts", results)
         for given in arguments.run:
             name, _, where = given.partition("=")
@@ -190,7 +220,7 @@ def main() -> None:
             folder = Path(held) / f"run-{len(runs)}"
             folder.mkdir()
             run = lora_ft.Run(Path(where))
-            runs[name] = measure(run, folder, questions(run), stops=True)
+            runs[name] = measure(run, folder, questions(run, 12))
             write("artifacts", results)
 
 

@@ -70,10 +70,10 @@ def _parity() -> list[str]:
     parts = [
         "## Parity",
         "Each cell: largest difference of a logit from the adapter on its base, as a share of the largest logit; share "
-        "of positions with the same first choice; and, where a reader in Python can write text, the share of 4 x 64 "
-        "greedy tokens before the first difference. `python benchmarks/artifacts.py`; a small Llama with random "
-        "weights, trained for 40 steps, whose choices are closer than those of a trained model, so one that flips "
-        "says little. Of a finished run (demo) the texts are 12 held-out answers.",
+        "of positions with the same first choice; and, where a reader in Python can write text, the share of the "
+        "greedy tokens of 4 held-out answers before the first difference. `python benchmarks/artifacts.py`; a small "
+        "Llama, taught to recite days, months and colours, adapted to recite them backwards. Of a finished run (demo) "
+        "the texts are 12 held-out answers.",
     ]
     cells: dict[str, dict[str, Any]] = {**found.get("runs", {}), **found.get("small", {})}
     columns = list(dict.fromkeys(c for v in cells.values() if "refused" not in v for c in v))

@@ -186,7 +186,9 @@ def save_adapter(model: PeftModel, folder: str | Path, adapter_name: str = "defa
 
 def state_of(model: PeftModel, adapter_name: str = "default") -> dict[str, Tensor]:
     """The tensors that are saved for an adapter, by the names they are saved under."""
-    held: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    held: dict[str, Tensor]
+    with quiet():
+        held = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return held
 
 

@@ -151,6 +151,8 @@ _NOISE = (
     ("Found missing adapter keys while loading the checkpoint", UserWarning),
     # AdaLoRA's pattern of kept ranks is not LoRA's pattern of ranks.
     (".*rank_pattern keys.*lora_E", RuntimeWarning),
+    # AdaLoRA prunes layers whole; PEFT takes their empty factors for those of a torn distributed run.
+    ("Adapter .* LoRA tensor.*have invalid shape", UserWarning),
     # LoRA-GA counts gradients with a hook on modules, and the first of them has no input that needs a gradient.
     ("Full backward hook is firing", UserWarning),
     # BOFT runs in plain torch without its CUDA extension.

@@ -11,7 +11,10 @@ from lora_ft_adapters import (
     build_config,
     count_parameters,
     list_methods,
+    load_adapter,
     register,
+    save_adapter,
+    state_of,
     trainable,
 )
 from lora_ft_adapters import registry as adapter_registry
@@ -89,3 +92,23 @@ def test_an_adapter_that_would_train_nothing_is_refused():
     config.inference_mode = True
     with pytest.raises(AdapterError, match="nothing is trainable"):
         add_adapter(tiny_llama(50), config)
+
+
+def test_a_layer_that_adalora_pruned_whole_is_saved_and_loaded_without_talk_of_a_torn_run(tmp_path):
+    base = tiny_llama(50)
+    model = add_adapter(base, build_config("adalora", {"total_step": 10, "tinit": 1, "tfinal": 2}, "CAUSAL_LM", base))
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    config = model.peft_config["default"]
+    config.rank_pattern = {
+        f"{n}.lora_E": [n.find("layers.0.self_attn.q_proj") < 0] * m.r["default"]
+        for n, m in model.base_model.model.named_modules()
+        if hasattr(m, "lora_E")
+    }
+    for part in (layer.lora_A, layer.lora_E):
+        part["default"] = torch.nn.Parameter(part["default"][:0])
+    layer.lora_B["default"] = torch.nn.Parameter(layer.lora_B["default"][:, :0])
+    assert any(not t.numel() for t in state_of(model).values())
+    save_adapter(model, tmp_path / "adapter", base="tiny")
+    again = load_adapter(tiny_llama(50), tmp_path / "adapter")
+    ids = torch.arange(3, 9)[None]
+    assert torch.equal(model.eval()(input_ids=ids).logits, again.eval()(input_ids=ids).logits)

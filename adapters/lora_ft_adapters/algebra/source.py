@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer, MultiheadAttention, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 
+from lora_ft_adapters.apply import state_of
 from lora_ft_adapters.errors import AdapterError
 
 from .deltas import Delta, LayerDelta, SavedDelta, TokenDelta, layout_of
@@ -123,9 +122,7 @@ class AdapterDeltas(Mapping[str, Delta]):
         reached = {
             t.data_ptr() for m in owned for t in itertools.chain(m.parameters(), m.buffers()) if t.numel()
         }  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about embeddings that PEFT would save; nothing is saved here
-            state = get_peft_model_state_dict(self.model, adapter_name=self.adapter_name, save_embedding_layers=False)
+        state = state_of(self.model, self.adapter_name)
         base = {p.data_ptr() for n, p in self.model.named_parameters() if n.removeprefix(PREFIX) in (self._base or {})}
         held = reached | base
         lost = [n for n, t in state.items() if t.is_floating_point() and t.numel() and t.data_ptr() not in held]
