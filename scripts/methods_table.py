@@ -63,7 +63,7 @@ def render(known: Mapping[str, Mapping[str, Any]]) -> str:
         text = f"{what}: {value}"
         if text not in notes:
             notes.append(text)
-        return f"no ({notes.index(text) + 1})"
+        return f"{'yes' if value.startswith('yes,') else 'no'} ({notes.index(text) + 1})"
 
     trained = {n: r for n, r in known.items() if "refused" not in r}
     for family in sorted({r["family"] for r in trained.values()}):

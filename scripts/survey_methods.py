@@ -263,7 +263,7 @@ def row(name: str) -> dict[str, Any]:
             "second": _short(report.second),
             "stock": report.stock,
         }
-        facts["merges"] = _short(report.merges or "into the base before it was quantised")
+        facts["merges"] = _short(report.merges or "yes, into its dequantised base alone")
         facts["nf4"] = attempt(partial(check, name, quantised, options))
         if name in ON_QUANTISED:
             return {**facts, "bf16": "needs a quantised base", "generate": "yes", "layers": ["Linear"], "models": []}

@@ -3,7 +3,6 @@
 import json
 import sys
 from enum import StrEnum
-from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
@@ -44,9 +43,10 @@ def list_axis(
 
 def _methods() -> list[dict[str, Any]]:
     """Every method with what scripts/methods_table.py found when it ran it; a plug-in has its description only."""
+    from lora_ft.report import known_methods
     from lora_ft_adapters import list_methods
 
-    known = json.loads(files("lora_ft.report").joinpath("methods.json").read_text(encoding="utf-8"))
+    known = known_methods()
     return [
         {"name": n, "description": m.description, "family": m.family, **known.get(n, {})}
         for n, m in list_methods().items()

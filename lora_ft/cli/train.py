@@ -108,10 +108,15 @@ def _plan_text(facts: dict[str, Any]) -> str:
 
 
 def _next(path: Path, facts: dict[str, Any]) -> str:
+    from lora_ft.report import merges
+
     quoted = f"'{path}'" if " " in str(path) else str(path)
     use = f"  lora-ft predict {quoted} --input ROWS --output answers.jsonl"
     if facts.get("chats"):
         use = f"  lora-ft chat {quoted}                    talk to it (--base: to the model before)"
+    keep = f"  lora-ft merge {quoted} --out merged      a plain Transformers model"
+    if not merges(facts["method"]):
+        keep = f"  lora-ft export {quoted} --format peft --out adapter      for stock PEFT; it cannot be merged"
     waited = facts["data_wait_share"]
     waiting = f", {waited:.0%} of the training waited for data" if waited >= SHOWN_WAIT else ""
     return (
@@ -122,5 +127,5 @@ def _next(path: Path, facts: dict[str, Any]) -> str:
         f"next:\n"
         f"{use}\n"
         f"  lora-ft eval {quoted}                    which rows changed, and how sure that is\n"
-        f"  lora-ft merge {quoted} --out merged      a plain Transformers model"
+        f"{keep}"
     )

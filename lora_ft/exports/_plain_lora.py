@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora_ft.artifact import Subject
 from lora_ft.errors import UsageError
-from lora_ft.exports.mergeable import sketch
+from lora_ft.exports.mergeable import KEPT_APART, check_mergeable, sketch
 from lora_ft_adapters.modules import is_linear
 
 CONVERT = "lora-ft convert RUN --out DIR makes a plain LoRA of it; or --format merged"
@@ -29,7 +29,7 @@ def check_plain_lora(subject: Subject, program: str) -> None:
     config = subject.adapter
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
-        raise UsageError(f"{program} reads LoRA alone, and this is {subject.method}", fix=CONVERT)
+        raise UsageError(f"{program} reads LoRA alone, and this is {subject.method}", fix=_way_out(subject))
     odd = {
         "use_dora": bool(config.use_dora),
         "bias": config.bias not in ("none", False),
@@ -45,6 +45,14 @@ def check_plain_lora(subject: Subject, program: str) -> None:
         raise UsageError(f"{program} has no place for {wrong[0]} of this adapter", fix=fix)
     if subject.new_tokens:
         raise UsageError(f"{program} has no place for new tokens in an adapter", fix="--format merged")
+
+
+def _way_out(subject: Subject) -> str:
+    try:
+        check_mergeable(subject)
+    except UsageError:
+        return KEPT_APART
+    return CONVERT
 
 
 def check_original(subject: Subject, program: str) -> None:

@@ -166,9 +166,7 @@ class _Limits:
 
 
 def _limits(dtype: str, form: Form) -> _Limits:
-    if (
-        form is Form.REQUANTISED
-    ):  # its files tell whether it is the base; only the adapter's answers are bounded, by its
+    if form is Form.REQUANTISED:  # its files tell whether it is the base; the adapter's answers are bounded by its own
         return _Limits(float("inf"), float("inf"), float("inf"))
     return _Limits(*(SAME.get(dtype, OTHER) if form is Form.SAME else OTHER), MOST)
 

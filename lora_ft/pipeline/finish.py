@@ -76,6 +76,7 @@ def close_run(
     run.update(
         {
             "status": runs.STATUS_DONE,
+            "method": recipe.method.type,
             "metrics": metrics,
             "rows": plan.rows,
             "steps": outcome.progress.step,

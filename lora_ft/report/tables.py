@@ -71,7 +71,7 @@ def methods(rows: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
         table.add_section()
         for row in (r for r in rows if r["family"] == family):
             good = {"fresh": "no-op", "merges": "yes", "nf4": "yes"}
-            said = [("+" if row[k] == want else "-") if k in row else "" for k, want in good.items()]
+            said = [("+" if row[k].split(",")[0] == want else "-") if k in row else "" for k, want in good.items()]
             what = f"not trained here: {row['refused']}" if "refused" in row else row["description"]
             table.add_row(row["name"], *said, _short(row.get("parameters")), escape(what))
     console.print(table)

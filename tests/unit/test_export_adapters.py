@@ -67,6 +67,15 @@ def test_what_has_no_place_is_refused_with_a_way_out(name, case, config, tokeniz
     with pytest.raises(UsageError, match=said) as caught:
         published(config, tokenizer, tmp_path, name, options, method)
     assert caught.value.fix
+    if method == "houlsby":  # neither converts nor merges
+        assert "--format peft" in caught.value.fix
+
+
+def test_prompts_in_the_attentions_are_refused_for_what_they_are(config, tokenizer, tmp_path):
+    """PEFT saves target_modules of LLaMA-Adapter as a name, where every other method's string is a regex."""
+    with pytest.raises(UsageError, match="it adds inputs, not weights") as caught:
+        published(config, tokenizer, tmp_path, "merged", {}, "adaption_prompt")
+    assert "--format peft" in caught.value.fix
 
 
 def test_vllm_refuses_what_its_rules_refuse(config, tokenizer, tmp_path):

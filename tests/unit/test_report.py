@@ -7,7 +7,8 @@ from rich.console import Console
 
 from lora_ft.recipe import load_recipe
 from lora_ft.records import Plan
-from lora_ft.report import before_after, flips, make_listener, model_card, public_name
+from lora_ft.cli.train import _next
+from lora_ft.report import before_after, flips, make_listener, merges, model_card, public_name
 from lora_ft.report.display import LiveDisplay, PlainDisplay
 
 PLAN = Plan(3, 1.0, 16, 40, 1234, 10, 1000, "plain loss")
@@ -83,3 +84,14 @@ def test_the_card_names_a_hub_base_and_no_local_folder(tmp_path):
     assert "base_model:" not in text
     assert str(tmp_path) not in text
     assert "| loss | 1.0000 | - |" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "can"), [("lora", True), ("loftq", True), ("a-plug-in", True), ("houlsby", False), ("p_tuning", False)]
+)
+def test_what_comes_next_is_a_merge_only_where_the_method_has_one(method, can, tmp_path):
+    facts = {"tokens": 1, "train_s": 1.0, "tokens_per_s": 1.0, "wall_s": 1.0, "peak_memory_bytes": 1}
+    (tmp_path / "run.json").write_text("{}")
+    said = _next(tmp_path, {**facts, "data_wait_share": 0.0, "method": method})
+    assert merges(method) == can == ("lora-ft merge" in said)
+    assert can or "--format peft" in said

@@ -1,5 +1,6 @@
 """PEFT's types that work as they are, or nearly: one sentence for each, and whether they find their own modules."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,6 +102,20 @@ class Bank(Behaviour):
         return isinstance(config, UniLoraConfig | VBLoRAConfig)
 
 
+class Prompted(Behaviour):
+    """LLaMA-Adapter: PEFT looks for its attentions itself, and writes what it found as a name, not as a regex."""
+
+    def matches(self, config: PeftConfig) -> bool:
+        """By its config class."""
+        return isinstance(config, AdaptionPromptConfig)
+
+    def sketch(self, config: PeftConfig) -> PeftConfig:
+        """Without that name."""
+        made: Any = copy.deepcopy(config)
+        made.target_modules = None
+        return made  # type: ignore[no-any-return]
+
+
 class OneOnly(Behaviour):
     """PEFT's trainable tokens of a second adapter wrap those of the first, and the model no longer runs."""
 
@@ -119,6 +134,7 @@ register_behaviour(OneOnly())
 register_behaviour(Shadow())
 register_behaviour(Bank())
 register_behaviour(Sparse())
+register_behaviour(Prompted())
 
 
 def _upper_blocks(view: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
