@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from lora_ft.cli.train import _next
 from lora_ft.recipe import load_recipe
 from lora_ft.records import Plan
-from lora_ft.cli.train import _next
 from lora_ft.report import before_after, flips, make_listener, merges, model_card, public_name
 from lora_ft.report.display import LiveDisplay, PlainDisplay
 
